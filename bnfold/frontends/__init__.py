@@ -1,0 +1,1 @@
+"""Front ends: translate a framework's model into operator views, and a fold plan back into the model."""

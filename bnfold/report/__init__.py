@@ -1,0 +1,1 @@
+"""Reports: frozen values to JSON, text and HTML."""
