@@ -1,1 +1,98 @@
-"""Carriers: how a channel affine passes through an operator that is not linear in it."""
+"""How a channel affine passes each kind of operator: one pull, one push, and the conditions under which they are exact.
+
+*Pull*: an affine wanted after the operator, asked of its inputs. *Push*: an affine on inputs, seen after it.
+A rule proposes a `Step` or returns a `Refusal`; it changes nothing.
+"""
+
+from __future__ import annotations
+
+from bnfold.carriers import activation, elementwise, join, linear, pooling, resample, shape
+from bnfold.decision import Reason, Refusal
+from bnfold.graph import Operator, Pending, PlacedAffine, Step
+from bnfold.views import (
+    Average,
+    Barrier,
+    BatchNorm,
+    Cast,
+    Concat,
+    ConstantOperand,
+    Homogeneous,
+    Linear,
+    Maximum,
+    Pad,
+    Resample,
+    Reshape,
+    Same,
+    Transpose,
+)
+
+__all__ = ["pull", "push"]
+
+
+def pull(operator: Operator, wanted: PlacedAffine, pending: Pending) -> Step | Refusal:  # noqa: PLR0911, PLR0912
+    """What `operator` asks of its inputs so that `wanted` is computed after it; the table of all carriers."""
+    match operator.view:
+        case Linear() as view:
+            return linear.pull_linear(operator, view, wanted)
+        case BatchNorm() as view:
+            return elementwise.pull_batchnorm(operator, view, wanted, pending)
+        case ConstantOperand() as view:
+            return elementwise.pull_constant(operator, view, wanted, pending)
+        case Cast() as view:
+            return elementwise.pull_cast(operator, view, wanted)
+        case Same():
+            return shape.pull_same(operator, wanted)
+        case Transpose() as view:
+            return shape.pull_transpose(operator, view, wanted)
+        case Reshape():
+            return shape.pull_reshape(operator, wanted)
+        case Concat() as view:
+            return join.pull_concat(operator, view, wanted)
+        case Average() as view:
+            return pooling.pull_average(operator, view, wanted)
+        case Maximum() as view:
+            return pooling.pull_maximum(operator, view, wanted)
+        case Resample() as view:
+            return resample.pull_resample(operator, view, wanted)
+        case Pad() as view:
+            return resample.pull_pad(operator, view, wanted, pending)
+        case Homogeneous() as view:
+            return activation.pull_homogeneous(operator, view, wanted)
+        case Barrier() as view:
+            return view.refusal
+
+
+def push(operator: Operator, seen: dict[int, PlacedAffine], pending: Pending) -> Step | Refusal:  # noqa: PLR0911, PLR0912
+    """What is seen after `operator` when its inputs at the keys of `seen` carry affines; the table of all carriers."""
+    if isinstance(operator.view, Concat):
+        return join.push_concat(operator, operator.view, seen)
+    one = seen.get(0)
+    if one is None or len(seen) > 1:
+        return Refusal(Reason.OPERATOR_IS_NOT_LINEAR, operator.name, "the affine is on an input that is not the data")
+    match operator.view:
+        case Linear() as view:
+            return linear.push_linear(operator, view, one)
+        case BatchNorm() as view:
+            return elementwise.push_batchnorm(operator, view, one, pending)
+        case ConstantOperand() as view:
+            return elementwise.push_constant(operator, view, one, pending)
+        case Cast() as view:
+            return elementwise.push_cast(operator, view, one)
+        case Same():
+            return shape.push_same(operator, one)
+        case Transpose() as view:
+            return shape.push_transpose(operator, view, one)
+        case Reshape():
+            return shape.push_reshape(operator, one)
+        case Average() as view:
+            return pooling.push_average(operator, view, one)
+        case Maximum() as view:
+            return pooling.push_maximum(operator, view, one)
+        case Resample() as view:
+            return resample.push_resample(operator, view, one)
+        case Pad() as view:
+            return resample.push_pad(operator, view, one, pending)
+        case Homogeneous() as view:
+            return activation.push_homogeneous(operator, view, one)
+        case Barrier() as view:
+            return view.refusal

@@ -1,0 +1,199 @@
+"""What became of a BatchNorm: `Folded`, `Reduced` or `Kept`, and for the last two the `Reason`.
+
+"Cannot fold" is a value that is returned, never an exception, a log line or an OTHER.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, TypeAlias
+
+Direction: TypeAlias = Literal["pull", "push"]
+
+
+class Reason(Enum):
+    """Why an affine could not go on; the value is a full clause that a report can print."""
+
+    #: `training_mode=1`, `is_test=0`, or the outputs that only training has are there.
+    NORMALISES_BY_BATCH_STATISTICS = "the BatchNorm normalises by the statistics of the batch (training mode)"
+    #: gamma, beta, mean or var is computed from the model's inputs.
+    PARAMETERS_NOT_CONSTANT = "a parameter of the BatchNorm is computed at run time"
+    #: Only with `keep_overridable`: a parameter or weight is a graph input with a default.
+    PARAMETER_IS_OVERRIDABLE = "the caller may override the initializer, because it is also a graph input"
+    #: `var + epsilon <= 0`, or an infinite or NaN parameter.
+    STATISTICS_NOT_FINITE = "a channel's scale or shift is not finite (var + epsilon <= 0, or NaN)"
+    #: Parameters whose lengths contradict each other.
+    PARAMETERS_MISMATCHED = "the BatchNorm's parameters do not have one entry per channel"
+    #: `spatial=0` of opsets below 9: one statistic per element, not per channel.
+    NORMALISES_PER_ELEMENT = "the BatchNorm normalises each element by itself (spatial=0)"
+    #: Excluded by `keep` or not included by `only`.
+    EXCLUDED_BY_CALLER = "the caller asked to keep it"
+    #: In the body of an If, Loop or Scan.
+    INSIDE_SUBGRAPH = "it is in the body of a control-flow operator, which is not folded yet"
+    #: In a model-local function.
+    INSIDE_FUNCTION = "it is in a model-local function, which is not folded yet"
+    #: A pull arrived at an input of the model.
+    READS_MODEL_INPUT = "nothing constant produces the value: it is an input of the model"
+    #: A pull arrived at a constant tensor.
+    IS_CONSTANT = "the value is a constant, which the rule does not rewrite"
+    #: A pull would change a value that the caller sees, or a push one that the caller gets.
+    IS_MODEL_OUTPUT = "the value is an output of the model and must keep its meaning"
+    #: A body of a control-flow operator reads the value.
+    CAPTURED_BY_SUBGRAPH = "the body of a control-flow operator reads the value"
+    #: A pull would change the value for readers that do not ask for it.
+    VALUE_HAS_OTHER_READERS = "other operators read the value as it is"
+    #: A push found no reader that could take the affine.
+    NOTHING_READS_IT = "no operator reads the value"
+    #: Two ways through the graph ask for different affines on one value.
+    READERS_DISAGREE = "two readers need different affines on the same value"
+    #: Sigmoid, Softmax, and everything else through which no affine passes.
+    OPERATOR_IS_NOT_LINEAR = "the operator is not linear, and no affine passes through it"
+    #: A standard operator without a rule.
+    OPERATOR_HAS_NO_RULE = "bnfold has no rule that passes an affine through the operator"
+    #: A custom domain, or a model-local function.
+    OPERATOR_IS_UNKNOWN = "bnfold does not know the operator"
+    #: Conv or MatMul of two variables; a bias computed at run time.
+    WEIGHTS_NOT_CONSTANT = "the operator's weights or bias are computed at run time"
+    #: DequantizeLinear -> linear.
+    WEIGHTS_ARE_QUANTISED = "the operator's weights are quantised, which is not folded yet"
+    #: The operator adds up entries of the axis that the affine lives on.
+    OPERATOR_MIXES_CHANNELS = "the operator works across the axis that the affine lives on"
+    #: A shape is unknown, or the axis cannot be followed.
+    AXIS_NOT_PROVEN = "it is not proven which axis of the value holds the channels"
+    #: A shift would have to enter zero padding.
+    SHIFT_MEETS_PADDING = "the shift would be missing in the padding"
+    #: f(s*x + t) is not an affine of f(x) when t != 0.
+    SHIFT_MEETS_ACTIVATION = "a shift does not pass through the activation"
+    #: The shift meets a product with something that is not constant per channel.
+    SHIFT_MEETS_PRODUCT = "a shift does not pass through the product"
+    #: Max and the activations turn over with a negative scale.
+    SCALE_IS_NOT_POSITIVE = "a channel's scale is negative or zero, which does not pass through the operator"
+    #: A division by the scale would be needed.
+    SCALE_IS_ZERO = "a channel's scale is zero, and the rule would have to divide by it"
+    #: MaxPool's second output.
+    INDICES_ARE_READ = "the pooling operator's Indices output is read"
+    #: float32 to float16, or to an integer.
+    CAST_NARROWS = "the Cast rounds, so that nothing passes through it exactly"
+    #: A folded weight or bias above the dtype's largest number.
+    OVERFLOWS_DTYPE = "a folded number would not fit the stored dtype"
+    #: A channel's largest folded weight below 2^10 times the smallest subnormal.
+    UNDERFLOWS_DTYPE = "a channel's folded weights would lose precision as subnormal numbers"
+    #: The activations along the route might leave float16's range.
+    ACTIVATIONS_MIGHT_OVERFLOW = "the activations along the route might not fit float16"
+    #: |mean| / sqrt(var + epsilon) above 8: the shift would be added only after cancellation.
+    ILL_CONDITIONED = "the mean is too many standard deviations from zero for the shift to move past the operator"
+    #: The nodes that the fold would add cost more than the BatchNorm.
+    COSTS_MORE = "the fold would add operators that cost more than the BatchNorm does"
+
+
+#: What a user can do about it, where something helps.
+REMEDIES: dict[Reason, str] = {
+    Reason.NORMALISES_BY_BATCH_STATISTICS: "export the model in eval mode",
+    Reason.PARAMETERS_NOT_CONSTANT: "try --simplify, which evaluates what is constant",
+    Reason.PARAMETER_IS_OVERRIDABLE: "leave out --keep-overridable",
+    Reason.STATISTICS_NOT_FINITE: "recalibrate the statistics",
+    Reason.EXCLUDED_BY_CALLER: "change --keep or --only",
+    Reason.AXIS_NOT_PROVEN: "give the model static shapes, or try --simplify",
+    Reason.OVERFLOWS_DTYPE: "convert the model to float32 first",
+    Reason.UNDERFLOWS_DTYPE: "convert the model to float32 first",
+    Reason.ACTIVATIONS_MIGHT_OVERFLOW: "convert the model to float32 first",
+    Reason.SHIFT_MEETS_PADDING: "train with padding by reflection or without padding",
+    Reason.WEIGHTS_NOT_CONSTANT: "try --simplify, which evaluates what is constant",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an affine stopped, and where.
+
+    Attributes:
+        reason: The condition that did not hold.
+        where: The node, or the value, at which it did not hold.
+        detail: The figures, when there are any.
+    """
+
+    reason: Reason
+    where: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        place = f" at {self.where}" if self.where else ""
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.reason.value}{place}{detail}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The BatchNorm, or the constant chain that is one in disguise, that a decision is about.
+
+    Attributes:
+        name: The node's name; for a chain that of its first node.
+        kind: The operators, joined by "-": "BatchNormalization", "Sub-Mul-Add".
+        channels: How many channels it has; 0 when its parameters cannot be read.
+        is_batchnorm: Whether it is a BatchNorm by name.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    is_batchnorm: bool
+
+
+@dataclass(frozen=True)
+class Folded:
+    """It is gone without a trace.
+
+    Attributes:
+        subject: What was folded.
+        direction: "pull" into the producers or "push" into the consumers.
+        into: The operators that absorbed it.
+        through: The operators that the affine passed on the way.
+    """
+
+    subject: Subject
+    direction: Direction
+    into: tuple[str, ...]
+    through: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """It became something cheaper.
+
+    Attributes:
+        subject: What was reduced.
+        direction: "pull" or "push": where the rest of it went.
+        into: The operators that absorbed the rest.
+        through: The operators that the affine passed on the way.
+        to: The operators that are left of it, joined by "-".
+        refusal: Why it is not wholly gone.
+    """
+
+    subject: Subject
+    direction: Direction
+    into: tuple[str, ...]
+    through: tuple[str, ...]
+    to: str
+    refusal: Refusal
+
+
+@dataclass(frozen=True)
+class Kept:
+    """It stayed.
+
+    Attributes:
+        subject: What stayed.
+        refusals: Why: of the pull and of the push, or the one reason that forbids both.
+    """
+
+    subject: Subject
+    refusals: tuple[Refusal, ...]
+
+    @property
+    def remedy(self) -> str:
+        """What would help; empty when nothing does."""
+        return next((REMEDIES[r.reason] for r in self.refusals if r.reason in REMEDIES), "")
+
+
+Decision: TypeAlias = Folded | Reduced | Kept

@@ -1,0 +1,154 @@
+"""The engine: for each source a route is sought, checked and taken, or the reason recorded why there is none.
+
+The plan is plain data. `inspect` prints it and `fold` writes it, so that the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnfold.bench import Bench
+from bnfold.decision import Decision, Direction, Folded, Kept, Reason, Refusal
+from bnfold.graph import FoldGraph, Operator, Value
+from bnfold.limits import objection
+from bnfold.routes import Route, pull, push
+from bnfold.sources import Source, compose, runs
+from bnfold.views import Barrier
+
+
+@dataclass(frozen=True)
+class Region:
+    """Operators whose folds overlap, and the values around them: what the local test cuts out.
+
+    Attributes:
+        operators: Indices of the operators, ascending.
+        inputs: Values that come in; they mean the same before and after.
+        outputs: Values that go out; they mean the same before and after.
+        batchnorms: The names of what was folded in it.
+    """
+
+    operators: tuple[int, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    batchnorms: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class FoldPlan:
+    """What `fold` would do.
+
+    Attributes:
+        decisions: One for each BatchNorm (and constant chain that is one in disguise), in topological order.
+        bench: The model as the folds would leave it.
+        regions: The overlapping folds, for the local test.
+    """
+
+    decisions: tuple[Decision, ...]
+    bench: Bench
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    source: Source
+    route: Route
+
+    def operators(self, bench: Bench) -> set[int]:
+        """The operators on the way, and those of other folds that were taken out along it."""
+        values = {*self.route.values, self.source.output}
+        removed = {index for value in values for index in bench.removed_below(value)}
+        return removed | {op.index for op in (*self.source.operators, *self.route.into, *self.route.through)}
+
+
+def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -> FoldPlan:
+    """Decide about every BatchNorm of `graph`; those whose name is not `wanted` are kept.
+
+    Sources are taken in topological order; each is pulled into its producers if that is possible, else pushed.
+    """
+    bench = Bench(graph)
+    decisions: list[tuple[int, Decision]] = list(_refused(graph, wanted))
+    taken: list[_Taken] = []
+    for run in runs(graph, wanted):
+        for source in compose(run, bench):
+            outcome = _settle(bench, source)
+            if isinstance(outcome, Route):
+                taken.append(_Taken(source, outcome))
+            decisions += [(source.operators[0].index, d) for d in _decisions(source, outcome)]
+    ordered = [decision for _, decision in sorted(decisions, key=lambda pair: pair[0])]
+    return FoldPlan((*ordered, *graph.unreachable), bench, _regions(bench, taken))
+
+
+def _refused(graph: FoldGraph, wanted: Callable[[str], bool]) -> list[tuple[int, Decision]]:
+    """BatchNorms that are no affine, and those that the caller wants to keep."""
+    found: list[tuple[int, Decision]] = []
+    for operator in graph.operators:
+        if isinstance(operator.view, Barrier) and operator.view.is_batchnorm:
+            subject = operator.view.subject(operator.name, operator.kind)
+            found.append((operator.index, Kept(subject, (operator.view.refusal,))))
+    excluded = Refusal(Reason.EXCLUDED_BY_CALLER)
+    bench = Bench(graph)
+    for run in runs(graph, lambda name: not wanted(name)):
+        for source in compose(run, bench):
+            found += [(source.operators[0].index, Kept(subject, (excluded,))) for subject in source.subjects]
+    return found
+
+
+def _settle(bench: Bench, source: Source) -> Route | tuple[Refusal, ...]:
+    """Take the first of pull and push that is possible, or say why neither is."""
+    if not source.placed.affine.is_finite:
+        return (Refusal(Reason.STATISTICS_NOT_FINITE, source.operators[0].name, _where_not_finite(source)),)
+    refusals: list[Refusal] = []
+    for search in (pull, push):
+        route = search(bench, source)
+        against = route if isinstance(route, Refusal) else objection(bench, source, route)
+        if against is None:
+            assert isinstance(route, Route)
+            bench.apply(source, route.direction, tuple(route.edits), route.values)
+            return route
+        refusals.append(against)
+    return tuple(dict.fromkeys(refusals))
+
+
+def _where_not_finite(source: Source) -> str:
+    affine = source.placed.affine
+    bad = np.flatnonzero(~(np.isfinite(affine.scale) & np.isfinite(affine.shift)))
+    return f"channel {bad[0]}, {bad.size} of {affine.channels}"
+
+
+def _decisions(source: Source, outcome: Route | tuple[Refusal, ...]) -> list[Decision]:
+    if isinstance(outcome, tuple):
+        return [Kept(subject, outcome) for subject in source.subjects]
+    into, through = (tuple(op.name for op in ops) for ops in (outcome.into, outcome.through))
+    direction: Direction = outcome.direction
+    return [Folded(subject, direction, into, through) for subject in source.subjects]
+
+
+def _regions(bench: Bench, taken: list[_Taken]) -> tuple[Region, ...]:
+    """Folds that share an operator belong to one region."""
+    groups: list[tuple[set[int], list[str]]] = []
+    for fold in taken:
+        operators, names = fold.operators(bench), [s.name for s in fold.source.subjects]
+        apart = []
+        for group in groups:
+            if group[0] & operators:
+                operators |= group[0]
+                names = group[1] + names
+            else:
+                apart.append(group)
+        groups = [*apart, (operators, names)]
+    return tuple(_region(bench.graph, sorted(operators), tuple(names)) for operators, names in groups)
+
+
+def _region(graph: FoldGraph, indices: list[int], names: tuple[str, ...]) -> Region:
+    operators: list[Operator] = [graph.operators[i] for i in indices]
+    inside = {value for op in operators for value in op.outputs if value is not None}
+    read = dict.fromkeys(value for op in operators for value in op.inputs)
+    outputs = [v for op in operators for v in op.outputs if v is not None and _leaves(graph, v, set(indices))]
+    return Region(tuple(indices), tuple(v for v in read if v not in inside), tuple(outputs), names)
+
+
+def _leaves(graph: FoldGraph, value: Value, inside: set[int]) -> bool:
+    return graph.visible(value) is not None or any(u.operator.index not in inside for u in graph.uses(value))

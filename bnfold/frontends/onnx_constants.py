@@ -1,0 +1,98 @@
+"""Which values of an ONNX graph are constant, and what they are: `array(value)` is their number for every input.
+
+Initializers, Constant nodes, and whatever is computed from constants by the operators that exporters put between a
+parameter and its reader (Identity, Cast, Unsqueeze, Expand, CastLike, ...).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.reference
+import onnx_ir as ir
+
+from bnfold.decision import Reason, Refusal
+
+#: Deterministic operators whose value is worth knowing; DequantizeLinear is not among them, so that weights stay
+#: quantised.
+_COMPUTED = frozenset(
+    ["Identity", "Cast", "CastLike", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand", "Transpose", "Concat", "Slice", "Gather", "Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal", "Pow", "Exp", "Shape", "Size", "ConstantOfShape", "Tile", "Range", "ReduceProd", "Min", "Max"]
+)
+
+#: Larger results than this are not computed here; `--simplify` does it.
+_MAX_ELEMENTS = 1 << 24
+
+
+class Constants:
+    """The constants of one graph.
+
+    Attributes:
+        keep_overridable: Whether an initializer that is also a graph input counts as variable.
+    """
+
+    def __init__(self, graph: ir.Graph, opsets: dict[str, int], *, keep_overridable: bool) -> None:
+        self.keep_overridable = keep_overridable
+        self._opsets = opsets
+        self._inputs = {id(value) for value in graph.inputs}
+        self._computed: dict[int, npt.NDArray[Any] | None] = {}
+
+    def array(self, value: ir.Value | None) -> npt.NDArray[Any] | None:
+        """The constant, in its stored dtype; None if the value is absent, variable or overridable."""
+        if value is None or self.overridable(value):
+            return None
+        node = value.producer()
+        if node is None:
+            return None if value.const_value is None else value.const_value.numpy()
+        if id(value) not in self._computed:
+            self._computed[id(value)] = self._compute(node, value)
+        return self._computed[id(value)]
+
+    def overridable(self, value: ir.Value) -> bool:
+        """Whether a caller may feed the initializer, and is to be left that right."""
+        return self.keep_overridable and id(value) in self._inputs
+
+    def why_not(self, value: ir.Value, where: str, variable: Reason) -> Refusal:
+        """Why `array(value)` is None: overridable, quantised, or just `variable`."""
+        node = value.producer()
+        if node is not None and node.op_type == "DequantizeLinear":
+            return Refusal(Reason.WEIGHTS_ARE_QUANTISED, where)
+        return Refusal(
+            Reason.PARAMETER_IS_OVERRIDABLE if self.overridable(value) else variable, where, value.name or ""
+        )
+
+    def _compute(self, node: ir.Node, value: ir.Value) -> npt.NDArray[Any] | None:
+        if node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type == "Constant":
+            tensor = ir.convenience.get_const_tensor(value)
+            return None if tensor is None else tensor.numpy()
+        if node.op_type not in _COMPUTED or len(node.outputs) != 1:
+            return None
+        inputs = [None if v is None else self.array(v) for v in node.inputs]
+        if any(a is None and v is not None for a, v in zip(inputs, node.inputs, strict=True)):
+            return None
+        return None if _too_large(node, inputs) else self._run(node, inputs)
+
+    def _run(self, node: ir.Node, inputs: list[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+        proto = ir.to_proto(node)
+        feeds = {n: a for n, a in zip(proto.input, inputs, strict=True) if a is not None}
+        infos = [onnx.helper.make_value_info(n, onnx.TypeProto()) for n in feeds]
+        result = onnx.helper.make_value_info(proto.output[0], onnx.TypeProto())
+        opsets = [onnx.helper.make_opsetid(d, v) for d, v in self._opsets.items()]
+        model = onnx.helper.make_model(
+            onnx.helper.make_graph([proto], "constant", infos, [result]), opset_imports=opsets
+        )
+        try:
+            return np.asarray(onnx.reference.ReferenceEvaluator(model).run(None, feeds)[0])
+        except Exception:  # the evaluator raises anything; then the value is simply not known
+            return None
+
+
+def _too_large(node: ir.Node, inputs: list[npt.NDArray[Any] | None]) -> bool:
+    if node.op_type in ("Expand", "ConstantOfShape", "Tile"):
+        shape = inputs[0] if node.op_type == "ConstantOfShape" else inputs[1]
+        return shape is not None and bool(np.prod(shape.astype(np.float64)) > _MAX_ELEMENTS)
+    return sum(a.size for a in inputs if a is not None) > _MAX_ELEMENTS

@@ -1,0 +1,136 @@
+"""Changes to an onnx_ir graph that never write a tensor that another node reads.
+
+A folded constant is a new initializer under a new name; equal ones made from the same tensor are stored once. What
+nothing reads any more afterwards is removed, and only that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from bnfold.affine import Float64Array
+from bnfold.rounding import round_once
+
+
+class Editor:
+    """Edits one graph, and remembers what may have lost its last reader.
+
+    Attributes:
+        graph: The graph.
+        cloned_bytes: Bytes of folded weights whose original stays, because another node reads it.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self._initializers_are_inputs = False
+        self._names = names_in(graph)
+        self._made: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+        self._loose: list[ir.Value] = []
+
+    def initializers_are_inputs(self) -> None:
+        """From now on every new initializer is listed as a graph input too, as files of IR version 3 must."""
+        self._initializers_are_inputs = True
+
+    def fresh(self, stem: str) -> str:
+        """A name that nothing in the model has."""
+        name, count = stem, 1
+        while name in self._names:
+            count += 1
+            name = f"{stem}_{count}"
+        self._names.add(name)
+        return name
+
+    def set_constant(
+        self, node: ir.Node, position: int, values: Float64Array, dtype: np.dtype[Any], stem: str = ""
+    ) -> None:
+        """Make input `position` of `node` the constant `values`, rounded once to `dtype`."""
+        old = node.inputs[position] if position < len(node.inputs) else None
+        array = round_once(values, dtype)
+        name = stem or (old.name if old is not None else None) or f"{node.name or node.op_type}_constant"
+        key = (name, array.tobytes(), array.shape)
+        if key not in self._made:
+            self._made[key] = self._initializer(self.fresh(f"{name}_folded"), array)
+        if position >= len(node.inputs):
+            node.resize_inputs(position + 1)
+        node.replace_input_with(position, self._made[key])
+        self.loosen(old)
+
+    def _initializer(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
+        tensor = ir.Tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        if self._initializers_are_inputs:
+            self.graph.inputs.append(value)
+        return value
+
+    def add_after(self, node: ir.Node, values: Float64Array, dtype: np.dtype[Any]) -> None:
+        """Put `Add(output, values)` behind `node`; the sum takes the output's name, readers and place."""
+        old = node.outputs[0]
+        name = old.name or node.op_type
+        constant = self._initializer(self.fresh(f"{name}_bias"), round_once(values, dtype))
+        total = ir.Value(name=name, shape=old.shape, type=old.type, doc_string=old.doc_string)
+        old.replace_all_uses_with(total, replace_graph_outputs=True)
+        old.name = self.fresh(f"{name}_folded")
+        add = ir.Node("", "Add", [old, constant], outputs=[total], name=self.fresh(f"{node.name or name}_bias"))
+        self.graph.insert_after(node, add)
+
+    def bypass(self, node: ir.Node, data: ir.Value, *, keeps_name_of: ir.Value) -> None:
+        """Take `node` out: its first output's readers read `data`, which is called as `keeps_name_of`."""
+        out = node.outputs[0]
+        name, shape, kind, doc = keeps_name_of.name, keeps_name_of.shape, keeps_name_of.type, keeps_name_of.doc_string
+        was_output = out.is_graph_output()
+        out.replace_all_uses_with(data, replace_graph_outputs=True)
+        others = [v for v in node.inputs if v is not None and v is not data]
+        self.graph.remove(node, safe=True)
+        for value in others:
+            self.loosen(value)
+        if keeps_name_of is out:
+            out.name = None
+            data.name = name
+            data.shape, data.type = (shape or data.shape), (kind or data.type)
+            if was_output:
+                data.doc_string = doc
+
+    def loosen(self, value: ir.Value | None) -> None:
+        """Note that `value` has lost a reader."""
+        if value is not None:
+            self._loose.append(value)
+
+    def sweep(self) -> list[str]:
+        """Remove what lost its last reader by these edits; returns the names of graph inputs that went with it."""
+        dropped: list[str] = []
+        while self._loose:
+            value = self._loose.pop()
+            if value.uses() or value.is_graph_output():
+                continue
+            node = value.producer()
+            if node is None:
+                dropped += self._drop_initializer(value)
+            elif node.graph is self.graph and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+                self._loose.extend(v for v in node.inputs if v is not None)
+                self.graph.remove(node, safe=True)
+        return dropped
+
+    def _drop_initializer(self, value: ir.Value) -> list[str]:
+        if value.name not in self.graph.initializers or self.graph.initializers[value.name] is not value:
+            return []
+        del self.graph.initializers[value.name]
+        positions = [i for i, v in enumerate(self.graph.inputs) if v is value]
+        for i in reversed(positions):
+            del self.graph.inputs[i]
+        return [value.name] * len(positions)
+
+
+def names_in(graph: ir.Graph) -> set[str]:
+    """Every name of a value or node in the graph and its subgraphs."""
+    names: set[str] = {
+        v.name for g in (graph, *graph.subgraphs()) for v in (*g.inputs, *g.initializers.values()) if v.name
+    }
+    for node in graph.all_nodes():
+        names.update(v.name for v in node.outputs if v.name)
+        names.update([node.name] if node.name else [])
+    return names

@@ -1,0 +1,162 @@
+"""Conv, ConvTranspose, Gemm and MatMul (with the Add behind it) as `y = W*x + b`, read and written.
+
+In: a missing bias becomes zeros, Gemm's alpha and beta are multiplied through. Out: one rounding to the stored dtype,
+alpha = beta = 1, a bias only where there was one or where it is not zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from bnfold.affine import Float64Array
+from bnfold.frontends.onnx_context import float_attr, input_at
+from bnfold.frontends.onnx_editor import Editor
+from bnfold.linear import LinearParams, WeightLayout
+
+
+class LinearSite(Protocol):
+    """Where the constants of one linear operator stand in the file."""
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The node, and the Add that is its bias."""
+
+    def read(self) -> LinearParams:
+        """The stored constants in canonical form."""
+
+    def write(self, params: LinearParams, editor: Editor) -> None:
+        """Store `params`, each number rounded once."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConvSite:
+    """Conv and ConvTranspose: weight at input 1, bias at input 2.
+
+    Attributes:
+        node: The node.
+        layout: How its weight is stored.
+        weight: The stored weight.
+        bias: The stored bias, or None.
+    """
+
+    node: ir.Node
+    layout: WeightLayout
+    weight: npt.NDArray[Any]
+    bias: npt.NDArray[Any] | None
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The node."""
+        return (self.node,)
+
+    def read(self) -> LinearParams:
+        """The stored constants in canonical form."""
+        weight = self.layout.canonical(self.weight)
+        zeros = np.zeros(weight.shape[0] * weight.shape[1])
+        return LinearParams(weight, zeros if self.bias is None else np.asarray(self.bias, np.float64))
+
+    def write(self, params: LinearParams, editor: Editor) -> None:
+        """Store weight and bias."""
+        editor.set_constant(self.node, 1, self.layout.stored(params.weight), self.weight.dtype)
+        if self.bias is not None or params.bias.any():
+            editor.set_constant(self.node, 2, params.bias, self.weight.dtype, stem=_bias_name(self.node))
+
+
+@dataclass(frozen=True, eq=False)
+class GemmSite:
+    """Gemm: `alpha*A'*B' + beta*C`, with A or B constant.
+
+    Attributes:
+        node: The node.
+        layout: How the constant matrix is stored.
+        position: 1 if B is the weight, 0 if A is.
+        weight: The stored weight.
+        bias: The stored C, or None.
+    """
+
+    node: ir.Node
+    layout: WeightLayout
+    position: int
+    weight: npt.NDArray[Any]
+    bias: npt.NDArray[Any] | None
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The node."""
+        return (self.node,)
+
+    def read(self) -> LinearParams:
+        """The stored constants with alpha and beta multiplied through."""
+        weight = self.layout.canonical(self.weight) * float_attr(self.node, "alpha", 1.0)
+        outputs = weight.shape[1]
+        if self.bias is None:
+            return LinearParams(weight, np.zeros(outputs))
+        c = np.asarray(self.bias, np.float64) * float_attr(self.node, "beta", 1.0)
+        return LinearParams(weight, self._channels_first(c.reshape((1,) * (2 - c.ndim) + c.shape), outputs))
+
+    def _channels_first(self, c: Float64Array, outputs: int) -> Float64Array:
+        """C of shape (1 or M, 1 or N) with the output channels first, and a row of one number dropped."""
+        first = c.T if self.position == 1 else c
+        spread = np.broadcast_to(first, (outputs, first.shape[1]))
+        return spread[:, 0] if first.shape[1] == 1 else spread
+
+    def write(self, params: LinearParams, editor: Editor) -> None:
+        """Store the weight and C, with alpha = beta = 1."""
+        editor.set_constant(self.node, self.position, self.layout.stored(params.weight), self.weight.dtype)
+        if self.bias is not None or params.bias.any():
+            c = params.bias if params.bias.ndim == 2 or self.position == 1 else params.bias[:, None]
+            stored = c.T if self.position == 1 else c
+            editor.set_constant(self.node, 2, stored, self.weight.dtype, stem=_bias_name(self.node))
+        for name in ("alpha", "beta"):
+            self.node.attributes.pop(name, None)
+
+
+@dataclass(frozen=True, eq=False)
+class MatMulSite:
+    """MatMul with a constant, and the Add of a constant per output channel behind it.
+
+    Attributes:
+        node: The MatMul.
+        layout: How the constant is stored.
+        position: 1 if the right operand is the weight, 0 if the left one is.
+        weight: The stored weight.
+        add: The Add that only this MatMul feeds, and its constant; None where there is none.
+    """
+
+    node: ir.Node
+    layout: WeightLayout
+    position: int
+    weight: npt.NDArray[Any]
+    add: tuple[ir.Node, int, npt.NDArray[Any]] | None
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The MatMul, and the Add."""
+        return (self.node,) if self.add is None else (self.node, self.add[0])
+
+    def read(self) -> LinearParams:
+        """The stored constants in canonical form."""
+        weight = self.layout.canonical(self.weight)
+        outputs = weight.shape[1]
+        flat = np.zeros(1) if self.add is None else np.asarray(self.add[2], np.float64).ravel()
+        return LinearParams(weight, np.broadcast_to(flat, (outputs,)))
+
+    def write(self, params: LinearParams, editor: Editor) -> None:
+        """Store the weight; the bias in the Add, which is added when it is missing and needed."""
+        editor.set_constant(self.node, self.position, self.layout.stored(params.weight), self.weight.dtype)
+        bias = params.bias if self.position == 1 else params.bias[:, None]
+        if self.add is not None:
+            editor.set_constant(self.add[0], self.add[1], bias, self.add[2].dtype)
+        elif params.bias.any():
+            editor.add_after(self.node, bias, self.weight.dtype)
+
+
+def _bias_name(node: ir.Node) -> str:
+    old = input_at(node, 2)
+    weight = input_at(node, 1)
+    return (old.name if old is not None else None) or f"{weight.name if weight is not None else node.name}_bias"

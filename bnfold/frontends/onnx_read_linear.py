@@ -1,0 +1,125 @@
+"""Readers of Conv, ConvTranspose, Gemm and MatMul: the conditions under which they are `Linear`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.decision import Reason, Refusal
+from bnfold.frontends.onnx_context import Context, barrier, input_at, int_attr, is_float, name_of
+from bnfold.frontends.onnx_linear import ConvSite, GemmSite, LinearSite, MatMulSite
+from bnfold.frontends.onnx_windows import transposed_sees_every_tap, window
+from bnfold.linear import WeightLayout
+from bnfold.views import Barrier, Linear
+
+
+@dataclass(frozen=True, eq=False)
+class ReadLinear:
+    """A linear operator as the rules see it, where its constants stand, and its data input."""
+
+    view: Linear
+    site: LinearSite
+    data: ir.Value
+
+
+def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:
+    """Conv and ConvTranspose of any rank and any groups."""
+    data, weight_value, bias_value = (input_at(node, i) for i in range(3))
+    if data is None or weight_value is None:
+        return barrier(node, Reason.WEIGHTS_NOT_CONSTANT)
+    weight, bias = context.constants.array(weight_value), context.constants.array(bias_value)
+    if weight is None:
+        return Barrier(context.constants.why_not(weight_value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
+    if bias is None and bias_value is not None:
+        return Barrier(context.constants.why_not(bias_value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
+    if weight.ndim < 3 or not is_float(weight.dtype):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"weight of shape {weight.shape}, {weight.dtype}")
+    transposed = node.op_type == "ConvTranspose"
+    groups = int_attr(node, "group", 1)
+    site = ConvSite(node, WeightLayout(not transposed, groups), weight, bias)
+    per_group = weight.shape[1] * groups
+    outputs, inputs = (per_group, weight.shape[0]) if transposed else (weight.shape[0], per_group)
+    shift = _transposed_shift(node, weight, context) if transposed else _conv_shift(node, weight, context)
+    return ReadLinear(Linear(site.layout, 1, 1, outputs, inputs, weight.dtype, shift), site, data)
+
+
+def _conv_shift(node: ir.Node, weight: np.ndarray, context: Context) -> Refusal | None:  # type: ignore[type-arg]
+    geometry = window(node, weight.shape[2:], context.shapes.shape(node.inputs[0]))
+    return None if geometry.is_unpadded else Refusal(Reason.SHIFT_MEETS_PADDING, name_of(node), "zero padding")
+
+
+def _transposed_shift(node: ir.Node, weight: np.ndarray, context: Context) -> Refusal | None:  # type: ignore[type-arg]
+    if transposed_sees_every_tap(node, weight.shape[2:], context.shapes.shape(node.inputs[0])):
+        return None
+    return Refusal(Reason.SHIFT_MEETS_PADDING, name_of(node), "not every output receives every tap")
+
+
+def read_gemm(node: ir.Node, context: Context) -> ReadLinear | Barrier:
+    """Gemm with one constant matrix, and C constant or absent."""
+    c_value = input_at(node, 2)
+    c = context.constants.array(c_value)
+    if c is None and c_value is not None:
+        return Barrier(context.constants.why_not(c_value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
+    transposed = (bool(int_attr(node, "transA", 0)), bool(int_attr(node, "transB", 0)))
+    matrices = [context.constants.array(input_at(node, i)) for i in (0, 1)]
+    position = next((i for i in (1, 0) if matrices[i] is not None and matrices[1 - i] is None), None)
+    if position is None:
+        value = node.inputs[1]
+        assert value is not None
+        return Barrier(context.constants.why_not(value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
+    weight, data = matrices[position], node.inputs[1 - position]
+    if weight is None or data is None or weight.ndim != 2 or not is_float(weight.dtype):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE)
+    # B' is (in, out) and stands transposed with transB; A' is (out, in) and stands transposed with transA.
+    output_first = transposed[1] if position == 1 else not transposed[0]
+    layout = WeightLayout(output_first)
+    input_axis = int(not transposed[0]) if position == 1 else int(transposed[1])
+    outputs, inputs = weight.shape if output_first else weight.shape[::-1]
+    view = Linear(layout, input_axis, position, outputs, inputs, weight.dtype)
+    return ReadLinear(view, GemmSite(node, layout, position, weight, c), data)
+
+
+def read_matmul(node: ir.Node, context: Context) -> ReadLinear | Barrier:
+    """MatMul with the constant on either side, of any rank but 1."""
+    matrices = [context.constants.array(input_at(node, i)) for i in (0, 1)]
+    position = next((i for i in (1, 0) if matrices[i] is not None and matrices[1 - i] is None), None)
+    if position is None:
+        value = node.inputs[1]
+        assert value is not None
+        return Barrier(context.constants.why_not(value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
+    weight, data = matrices[position], node.inputs[1 - position]
+    rank, out_rank = context.shapes.rank(data), context.shapes.rank(node.outputs[0])
+    if weight is None or data is None or weight.ndim < 2 or not is_float(weight.dtype):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "a constant of rank 1")
+    if rank is None or out_rank is None or rank < 2 - position:
+        return barrier(node, Reason.AXIS_NOT_PROVEN, "unknown rank")
+    layout = WeightLayout(output_first=position == 0, batch_axes=weight.ndim - 2)
+    outputs, inputs = (weight.shape[-1], weight.shape[-2]) if position == 1 else weight.shape[-2:]
+    axes = (rank - 1, out_rank - 1) if position == 1 else (rank - 2, out_rank - 2)
+    add = _bias_add(node, axes[1], outputs, out_rank, context)
+    shift = None
+    if weight.ndim > 2:
+        shift = Refusal(Reason.COSTS_MORE, name_of(node), "the shift would need a bias for each entry of the batch")
+    view = Linear(layout, *axes, outputs, inputs, weight.dtype, shift, shift_adds_operator=add is None)
+    return ReadLinear(view, MatMulSite(node, layout, position, weight, add), data)
+
+
+def _bias_add(
+    node: ir.Node, axis: int, outputs: int, rank: int, context: Context
+) -> tuple[ir.Node, int, np.ndarray] | None:  # type: ignore[type-arg]
+    """The Add of one constant per output channel that is the only reader of the MatMul."""
+    value = node.outputs[0]
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not node.graph:
+        return None
+    add, position = uses[0].node, 1 - uses[0].idx
+    if add.op_type != "Add" or add.domain not in ("", "ai.onnx"):
+        return None
+    c = context.constants.array(add.inputs[position])
+    if c is None or c.ndim > rank or not is_float(c.dtype):
+        return None
+    shape = (1,) * (rank - c.ndim) + c.shape
+    fits = all(size == 1 or (i == axis and size == outputs) for i, size in enumerate(shape))
+    return (add, position, c) if fits else None

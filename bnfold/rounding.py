@@ -1,0 +1,64 @@
+"""One correct rounding of float64 to a stored dtype, and whether the numbers survive it.
+
+float64 -> bfloat16 by way of float32 rounds twice; rounding to odd first makes the second rounding right
+(Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums", theorem on double rounding).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.affine import Float64Array
+
+
+def unit_roundoff(dtype: np.dtype[Any]) -> float:
+    """u, half the distance from 1 to the next number: 2^-24 for float32, 2^-11 for float16, 2^-8 for bfloat16."""
+    return float(_finfo(dtype).eps) / 2
+
+
+def largest(dtype: np.dtype[Any]) -> float:
+    """The largest finite number."""
+    return float(_finfo(dtype).max)
+
+
+def smallest_subnormal(dtype: np.dtype[Any]) -> float:
+    """The smallest number above zero."""
+    return float(_finfo(dtype).smallest_subnormal)
+
+
+def widens(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    """Every number of `source` is a number of `target`, so that the conversion is exact."""
+    narrow, wide = _finfo(source), _finfo(target)
+    fits = float(narrow.max) <= float(wide.max)
+    tiny = float(narrow.smallest_subnormal) >= float(wide.smallest_subnormal)
+    return bool(narrow.nmant <= wide.nmant and fits and tiny)
+
+
+def round_once(values: npt.ArrayLike, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """float64 `values` to `dtype`, to nearest and ties to even, with one rounding; beyond the range gives inf."""
+    exact: Float64Array = np.asarray(values, np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        if dtype.name == "bfloat16":
+            return np.asarray(_to_odd_float32(exact).astype(dtype))
+        return np.asarray(exact.astype(dtype))
+
+
+def _to_odd_float32(exact: Float64Array) -> npt.NDArray[np.float32]:
+    """float32 with its last bit set wherever the conversion was inexact (truncated towards zero)."""
+    near = exact.astype(np.float32)
+    past = np.abs(near.astype(np.float64)) > np.abs(exact)
+    truncated = np.where(past, np.nextafter(near, np.float32(0)), near)
+    inexact = np.isfinite(exact) & (truncated.astype(np.float64) != exact)
+    bits = np.atleast_1d(truncated).view(np.uint32) | np.atleast_1d(inexact).astype(np.uint32)
+    return bits.view(np.float32).reshape(exact.shape)
+
+
+def _finfo(dtype: np.dtype[Any]) -> Any:
+    if dtype.name in ("float16", "float32", "float64"):
+        return np.finfo(dtype)  # type: ignore[no-untyped-call]
+    import ml_dtypes  # noqa: PLC0415  # comes with onnx; needed for bfloat16 only
+
+    return ml_dtypes.finfo(dtype)

@@ -1,0 +1,238 @@
+"""Operator views: what an operator computes, in the words of the rules and of no framework.
+
+A new operator is one view here (or one that exists), one carrier, and one line in each front end's reader table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from bnfold.affine import ChannelAffine, Float64Array
+from bnfold.decision import Refusal, Subject
+from bnfold.linear import WeightLayout
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`y = W*x + b` with constant W and b: Conv, ConvTranspose, Gemm, MatMul (with the Add behind it), nn.Linear.
+
+    Attributes:
+        layout: How the stored weight maps to the canonical form.
+        input_axis: The channel axis of the data input.
+        output_axis: The channel axis of the output.
+        outputs: The number of output channels.
+        inputs: The number of input channels.
+        dtype: The dtype of the stored weight.
+        shift_at_input: Why a shift cannot enter at the input (zero padding is seen, ...); None if it can.
+        shift_adds_operator: Whether a shift needs a new Add, as for a MatMul without one.
+    """
+
+    layout: WeightLayout
+    input_axis: int
+    output_axis: int
+    outputs: int
+    inputs: int
+    dtype: np.dtype[Any]
+    shift_at_input: Refusal | None = None
+    shift_adds_operator: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm:
+    """An inference BatchNorm: `affine` on `axis`.
+
+    Attributes:
+        affine: scale and shift of each channel.
+        axis: The channel axis.
+        dtype: The dtype in which gamma and beta are stored.
+        mean: The running mean, shape (channels,).
+        deviation: sqrt(var + epsilon), shape (channels,).
+        offset: The largest |mean| / sqrt(var + epsilon); how much cancels when the mean is subtracted.
+        before: An estimate of the largest |x| that comes in: |mean| + 6 sqrt(var), the maximum over the channels.
+        after: An estimate of the largest |y| that goes out: |beta| + 6 |gamma|, the maximum over the channels.
+    """
+
+    affine: ChannelAffine
+    axis: int
+    dtype: np.dtype[Any]
+    mean: Float64Array
+    deviation: Float64Array
+    offset: float
+    before: float
+    after: float
+
+    def stored(self, affine: ChannelAffine) -> tuple[Float64Array, Float64Array]:
+        """Gamma and beta with which the BatchNorm, its statistics unchanged, computes `affine`."""
+        return affine.scale * self.deviation, affine.shift + affine.scale * self.mean
+
+
+class Arithmetic(Enum):
+    """What a constant operand c does to x."""
+
+    ADD = "x + c"
+    SUBTRACT = "x - c"
+    SUBTRACT_FROM = "c - x"
+    MULTIPLY = "x * c"
+    DIVIDE = "x / c"
+
+
+@dataclass(frozen=True)
+class ConstantOperand:
+    """Add, Sub, Mul or Div of a value and a constant that does not broadcast the value up.
+
+    Attributes:
+        arithmetic: Which of them, and on which side the constant stands.
+        rank: The rank of the value.
+        dtype: The dtype of the constant.
+    """
+
+    arithmetic: Arithmetic
+    rank: int
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Same:
+    """The output is the input: Identity, Dropout in inference, Cast to the same type."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A conversion between floating-point types.
+
+    Attributes:
+        source: The dtype that comes in.
+        target: The dtype that goes out.
+    """
+
+    source: np.dtype[Any]
+    target: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Axis i of the output is axis `perm[i]` of the input."""
+
+    perm: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same elements in row-major order under another shape: Reshape, Flatten, Squeeze, Unsqueeze."""
+
+
+@dataclass(frozen=True)
+class Concat:
+    """The inputs, one after the other along `axis` (not negative)."""
+
+    axis: int
+
+
+@dataclass(frozen=True)
+class Average:
+    """A mean over windows or whole axes: AveragePool, GlobalAveragePool, ReduceMean.
+
+    Attributes:
+        axes: The axes that are averaged over.
+        keeps_axes: Whether they stay, with another length.
+        counts_padding: Whether zeros of the padding are averaged in.
+    """
+
+    axes: tuple[int, ...]
+    keeps_axes: bool = True
+    counts_padding: bool = False
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """A maximum over windows or whole axes: MaxPool, GlobalMaxPool, ReduceMax.
+
+    Attributes:
+        axes: The axes over which the maximum runs.
+        keeps_axes: Whether they stay, with another length.
+        window_in_padding: Whether a window may lie wholly in the padding, so that its maximum is -inf.
+        indices_read: Whether the second output is read.
+    """
+
+    axes: tuple[int, ...]
+    keeps_axes: bool = True
+    window_in_padding: bool = False
+    indices_read: bool = False
+
+
+@dataclass(frozen=True)
+class Resample:
+    """Resize, Upsample: every output is a mean of inputs, whose weights add up to 1.
+
+    Attributes:
+        untouched: The axes that provably stay as they are.
+        extrapolation: The number that stands in where the operator reads outside the input; None if it never does.
+    """
+
+    untouched: frozenset[int]
+    extrapolation: float | None = None
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Padding; negative pads crop.
+
+    Attributes:
+        begins: How many entries come before each axis.
+        ends: How many come after.
+        value: The constant that is put there; None for reflect, edge and wrap.
+        dtype: The dtype of the constant.
+    """
+
+    begins: tuple[int, ...]
+    ends: tuple[int, ...]
+    value: float | None
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Homogeneous:
+    """An activation with `f(c*x) = c*f(x)` for c > 0: Relu, LeakyRelu, PRelu, Abs."""
+
+    is_even: bool = False
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """Nothing passes, for the reason given.
+
+    Attributes:
+        refusal: Why.
+        is_batchnorm: Whether it is a BatchNorm, which then gets this reason as its decision.
+        channels: The BatchNorm's channels, 0 if unknown.
+    """
+
+    refusal: Refusal
+    is_batchnorm: bool = False
+    channels: int = 0
+
+    def subject(self, name: str, kind: str) -> Subject:
+        """What the decision about a BatchNorm that is a barrier is about."""
+        return Subject(name, kind, self.channels, True)
+
+
+View: TypeAlias = (
+    Linear
+    | BatchNorm
+    | ConstantOperand
+    | Same
+    | Cast
+    | Transpose
+    | Reshape
+    | Concat
+    | Average
+    | Maximum
+    | Resample
+    | Pad
+    | Homogeneous
+    | Barrier
+)
