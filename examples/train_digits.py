@@ -72,9 +72,10 @@ def split_digits() -> tuple[Digits, Digits]:
     return Digits(parts[0], parts[2]), Digits(parts[1], parts[3])
 
 
-def unit(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Darknet's building block: bias-free convolution ("same" padding), BatchNorm, LeakyReLU(0.1)."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+def unit(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> nn.Sequential:
+    """Darknet's building block: bias-free convolution ("same" padding unless given), BatchNorm, LeakyReLU(0.1)."""
+    border = kernel // 2 if padding is None else padding
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=border, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(outputs), leaky=nn.LeakyReLU(0.1)))
 
 
@@ -100,9 +101,13 @@ def stage(inputs: int, outputs: int, residuals: int) -> nn.Sequential:
 
 
 def build_network() -> nn.Sequential:
-    """The network: float32 (N, 1, 8, 8) to logits (N, 10)."""
+    """The network: float32 (N, 1, 8, 8) to logits (N, 10).
+
+    The stem pads nothing. So an image moved to `a*x + b` moves each of its channels to `a*y + b*sum(weights)`, the same
+    everywhere, which is what a BatchNorm with new statistics undoes; zeros around the image would not move with it.
+    """
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        stem=unit(1, 16, kernel=3),
+        stem=unit(1, 16, kernel=3, padding=0),
         stage1=stage(16, 32, residuals=2),
         stage2=stage(32, 64, residuals=2),
         pool=nn.AdaptiveAvgPool2d(1),

@@ -39,10 +39,7 @@ def model() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def session() -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(str(MODEL), options, providers=["CPUExecutionProvider"])
+    return open_session(MODEL.read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +62,17 @@ def readers(model: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:
 
 def attribute(node: onnx.NodeProto, name: str) -> object:
     return next(onnx.helper.get_attribute_value(found) for found in node.attribute if found.name == name)
+
+
+def stored(model: onnx.ModelProto) -> dict[str, Floats]:
+    return {entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer}
+
+
+def open_session(model: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def stated_count(readme: str, row: str) -> tuple[int, int, float]:
@@ -106,12 +114,48 @@ def test_no_batchnorm_is_in_training_mode(model: onnx.ModelProto) -> None:
 
 
 def test_the_batchnorm_statistics_are_trained_and_no_channel_is_dead(model: onnx.ModelProto) -> None:
-    stored = {entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    arrays = stored(model)
     for norm in nodes(model, "BatchNormalization"):
-        gamma, beta, mean, variance = (stored[name] for name in norm.input[1:])
+        gamma, beta, mean, variance = (arrays[name] for name in norm.input[1:])
         assert all(len(set(values.tolist())) == values.size for values in (gamma, beta, mean, variance)), norm.name
         assert np.abs(gamma).min() > 0.1, norm.name
         assert variance.min() > 1e-3, norm.name
+
+
+def test_the_gammas_lie_where_the_readme_says(model: onnx.ModelProto, readme: str) -> None:
+    gammas = np.concatenate([stored(model)[norm.input[1]] for norm in nodes(model, "BatchNormalization")])
+    found = re.search(r"the gammas now lie between\s+([\d.]+) and ([\d.]+)\. None is negative\.", readme)
+    assert found, "the README does not say where the gammas lie"
+    assert (float(found[1]), float(found[2])) == (round(float(gammas.min()), 3), round(float(gammas.max()), 3))
+
+
+def test_only_the_stem_is_unpadded(model: onnx.ModelProto) -> None:
+    stem, *others = nodes(model, "Conv")
+    assert stem.input[0] == "images"
+    assert attribute(stem, "pads") == [0, 0, 0, 0]
+    for convolution in others:
+        border = stored(model)[convolution.input[1]].shape[-1] // 2
+        assert attribute(convolution, "pads") == [border] * 4, convolution.name
+
+
+def test_statistics_of_the_stem_alone_undo_a_move(
+    model: onnx.ModelProto, session: ort.InferenceSession, held_out: HeldOut
+) -> None:
+    moved = onnx.ModelProto.FromString(model.SerializeToString())
+    stem, norm, epsilon = nodes(moved, "Conv")[0], nodes(moved, "BatchNormalization")[0], 1e-5
+    assert attribute(norm, "epsilon") == pytest.approx(epsilon)
+    arrays = stored(moved)
+    weights, mean, variance = (arrays[name].astype(np.float64) for name in (stem.input[1], *norm.input[3:]))
+    statistics = {
+        norm.input[3]: 0.4 * mean + 0.3 * weights.sum(axis=(1, 2, 3)),
+        norm.input[4]: 0.4**2 * (variance + epsilon) - epsilon,
+    }
+    for entry in moved.graph.initializer:
+        if entry.name in statistics:
+            entry.CopyFrom(onnx.numpy_helper.from_array(statistics[entry.name].astype(np.float32), entry.name))
+    shown = np.float32(0.4) * held_out.images + np.float32(0.3)
+    undone = logits(open_session(moved.SerializeToString()), shown)
+    np.testing.assert_allclose(undone, logits(session, held_out.images), rtol=0, atol=1e-4)
 
 
 def test_the_file_carries_no_trace_of_the_machine_that_wrote_it(model: onnx.ModelProto) -> None:
