@@ -6,7 +6,8 @@ multiplied out in float64 on demand, so that the stored number is rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,25 @@ from bnfold.decision import Direction, Refusal
 from bnfold.graph import AbsorbInput, AbsorbOutput, Edit, FoldGraph, Operator, SetAffine, SetConstant, Use, Value
 from bnfold.linear import LinearParams
 from bnfold.sources import Source
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One source that was taken out.
+
+    Attributes:
+        source: What was taken out.
+        direction: The way its affine went.
+        into: The operators that absorbed it.
+        through: The operators that passed it on.
+        values: The values whose meaning it changed.
+    """
+
+    source: Source
+    direction: Direction
+    into: tuple[Operator, ...]
+    through: tuple[Operator, ...]
+    values: frozenset[Value]
 
 
 class Bench:
@@ -26,7 +46,7 @@ class Bench:
         constants: New constant operands.
         affines: New affines of BatchNorms that stay.
         removed: The operators that were taken out, and the way their affine went.
-        renamed: Values whose meaning changed.
+        folds: Each fold that was taken, in order.
     """
 
     def __init__(self, graph: FoldGraph) -> None:
@@ -35,7 +55,7 @@ class Bench:
         self.constants: dict[int, Float64Array] = {}
         self.affines: dict[int, ChannelAffine] = {}
         self.removed: dict[int, Direction] = {}
-        self.renamed: set[Value] = set()
+        self.folds: list[Fold] = []
 
     def constant(self, operator: Operator) -> Float64Array:
         """The constant operand as it stands."""
@@ -83,8 +103,8 @@ class Bench:
                 yield use.operator.index
                 yield from self.removed_below(_first_output(use.operator))
 
-    def apply(self, source: Source, direction: Direction, edits: tuple[Edit, ...], renamed: set[Value]) -> None:
-        """Take `source` out, and make `edits`."""
+    def apply(self, fold: Fold, edits: Iterable[Edit]) -> None:
+        """Take the fold's source out, and make `edits`."""
         for edit in edits:
             index = edit.operator.index
             match edit:
@@ -94,8 +114,8 @@ class Bench:
                     self.constants[index] = np.asarray(value)
                 case SetAffine(affine=affine):
                     self.affines[index] = affine
-        self.removed.update((op.index, direction) for op in source.operators)
-        self.renamed |= renamed
+        self.removed.update((op.index, fold.direction) for op in fold.source.operators)
+        self.folds.append(fold)
 
 
 def multiplied_out(params: LinearParams, absorbed: tuple[AbsorbInput | AbsorbOutput, ...]) -> LinearParams:

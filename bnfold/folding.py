@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.bench import Bench
-from bnfold.decision import Decision, Direction, Folded, Kept, Reason, Refusal
+from bnfold.bench import Bench, Fold
+from bnfold.decision import Decision, Folded, Kept, Reason, Refusal
 from bnfold.graph import FoldGraph, Operator, Value
 from bnfold.limits import objection
 from bnfold.routes import Route, pull, push
@@ -51,18 +51,6 @@ class FoldPlan:
     regions: tuple[Region, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class _Taken:
-    source: Source
-    route: Route
-
-    def operators(self, bench: Bench) -> set[int]:
-        """The operators on the way, and those of other folds that were taken out along it."""
-        values = {*self.route.values, self.source.output}
-        removed = {index for value in values for index in bench.removed_below(value)}
-        return removed | {op.index for op in (*self.source.operators, *self.route.into, *self.route.through)}
-
-
 def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -> FoldPlan:
     """Decide about every BatchNorm of `graph`; those whose name is not `wanted` are kept.
 
@@ -70,15 +58,11 @@ def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -
     """
     bench = Bench(graph)
     decisions: list[tuple[int, Decision]] = list(_refused(graph, wanted))
-    taken: list[_Taken] = []
     for run in runs(graph, wanted):
         for source in compose(run, bench):
-            outcome = _settle(bench, source)
-            if isinstance(outcome, Route):
-                taken.append(_Taken(source, outcome))
-            decisions += [(source.operators[0].index, d) for d in _decisions(source, outcome)]
+            decisions += [(source.operators[0].index, d) for d in _decisions(source, _settle(bench, source))]
     ordered = [decision for _, decision in sorted(decisions, key=lambda pair: pair[0])]
-    return FoldPlan((*ordered, *graph.unreachable), bench, _regions(bench, taken))
+    return FoldPlan((*ordered, *graph.unreachable), bench, _regions(bench))
 
 
 def _refused(graph: FoldGraph, wanted: Callable[[str], bool]) -> list[tuple[int, Decision]]:
@@ -96,7 +80,7 @@ def _refused(graph: FoldGraph, wanted: Callable[[str], bool]) -> list[tuple[int,
     return found
 
 
-def _settle(bench: Bench, source: Source) -> Route | tuple[Refusal, ...]:
+def _settle(bench: Bench, source: Source) -> Fold | tuple[Refusal, ...]:
     """Take the first of pull and push that is possible, or say why neither is."""
     if not source.placed.affine.is_finite:
         return (Refusal(Reason.STATISTICS_NOT_FINITE, source.operators[0].name, _where_not_finite(source)),)
@@ -106,8 +90,9 @@ def _settle(bench: Bench, source: Source) -> Route | tuple[Refusal, ...]:
         against = route if isinstance(route, Refusal) else objection(bench, source, route)
         if against is None:
             assert isinstance(route, Route)
-            bench.apply(source, route.direction, tuple(route.edits), route.values)
-            return route
+            fold = Fold(source, route.direction, tuple(route.into), tuple(route.through), frozenset(route.values))
+            bench.apply(fold, route.edits)
+            return fold
         refusals.append(against)
     return tuple(dict.fromkeys(refusals))
 
@@ -118,19 +103,18 @@ def _where_not_finite(source: Source) -> str:
     return f"channel {bad[0]}, {bad.size} of {affine.channels}"
 
 
-def _decisions(source: Source, outcome: Route | tuple[Refusal, ...]) -> list[Decision]:
+def _decisions(source: Source, outcome: Fold | tuple[Refusal, ...]) -> list[Decision]:
     if isinstance(outcome, tuple):
         return [Kept(subject, outcome) for subject in source.subjects]
     into, through = (tuple(op.name for op in ops) for ops in (outcome.into, outcome.through))
-    direction: Direction = outcome.direction
-    return [Folded(subject, direction, into, through) for subject in source.subjects]
+    return [Folded(subject, outcome.direction, into, through) for subject in source.subjects]
 
 
-def _regions(bench: Bench, taken: list[_Taken]) -> tuple[Region, ...]:
+def _regions(bench: Bench) -> tuple[Region, ...]:
     """Folds that share an operator belong to one region."""
     groups: list[tuple[set[int], list[str]]] = []
-    for fold in taken:
-        operators, names = fold.operators(bench), [s.name for s in fold.source.subjects]
+    for fold in bench.folds:
+        operators, names = _along(bench, fold), [s.name for s in fold.source.subjects]
         apart = []
         for group in groups:
             if group[0] & operators:
@@ -140,6 +124,12 @@ def _regions(bench: Bench, taken: list[_Taken]) -> tuple[Region, ...]:
                 apart.append(group)
         groups = [*apart, (operators, names)]
     return tuple(_region(bench.graph, sorted(operators), tuple(names)) for operators, names in groups)
+
+
+def _along(bench: Bench, fold: Fold) -> set[int]:
+    """The operators on the way of a fold, and those of other folds that were taken out along it."""
+    removed = {index for value in (*fold.values, fold.source.output) for index in bench.removed_below(value)}
+    return removed | {op.index for op in (*fold.source.operators, *fold.into, *fold.through)}
 
 
 def _region(graph: FoldGraph, indices: list[int], names: tuple[str, ...]) -> Region:

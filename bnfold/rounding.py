@@ -58,7 +58,7 @@ def _to_odd_float32(exact: Float64Array) -> npt.NDArray[np.float32]:
 
 def _finfo(dtype: np.dtype[Any]) -> Any:
     if dtype.name in ("float16", "float32", "float64"):
-        return np.finfo(dtype)  # type: ignore[no-untyped-call]
+        return np.finfo(dtype)
     import ml_dtypes  # noqa: PLC0415  # comes with onnx; needed for bfloat16 only
 
-    return ml_dtypes.finfo(dtype)
+    return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]

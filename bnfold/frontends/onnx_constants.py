@@ -19,7 +19,10 @@ from bnfold.decision import Reason, Refusal
 #: Deterministic operators whose value is worth knowing; DequantizeLinear is not among them, so that weights stay
 #: quantised.
 _COMPUTED = frozenset(
-    ["Identity", "Cast", "CastLike", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand", "Transpose", "Concat", "Slice", "Gather", "Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal", "Pow", "Exp", "Shape", "Size", "ConstantOfShape", "Tile", "Range", "ReduceProd", "Min", "Max"]
+    """
+    Add Cast CastLike Concat ConstantOfShape Div Exp Expand Flatten Gather Identity Max Min Mul Neg Pow Range
+    Reciprocal ReduceProd Reshape Shape Size Slice Sqrt Squeeze Sub Tile Transpose Unsqueeze
+    """.split()
 )
 
 #: Larger results than this are not computed here; `--simplify` does it.
@@ -86,7 +89,7 @@ class Constants:
             onnx.helper.make_graph([proto], "constant", infos, [result]), opset_imports=opsets
         )
         try:
-            return np.asarray(onnx.reference.ReferenceEvaluator(model).run(None, feeds)[0])
+            return np.asarray(onnx.reference.ReferenceEvaluator(model).run([proto.output[0]], feeds)[0])  # type: ignore[index]
         except Exception:  # the evaluator raises anything; then the value is simply not known
             return None
 

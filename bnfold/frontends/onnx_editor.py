@@ -21,7 +21,6 @@ class Editor:
 
     Attributes:
         graph: The graph.
-        cloned_bytes: Bytes of folded weights whose original stays, because another node reads it.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -30,6 +29,13 @@ class Editor:
         self._names = names_in(graph)
         self._made: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
         self._loose: list[ir.Value] = []
+        self._replaced: dict[int, ir.Value] = {}
+
+    @property
+    def cloned_bytes(self) -> int:
+        """Bytes of the replaced initializers that stay, because another node reads them; ask after `sweep`."""
+        stays = [v for v in self._replaced.values() if self.graph.initializers.get(v.name or "") is v]
+        return sum(v.const_value.nbytes for v in stays if v.const_value is not None)
 
     def initializers_are_inputs(self) -> None:
         """From now on every new initializer is listed as a graph input too, as files of IR version 3 must."""
@@ -58,6 +64,8 @@ class Editor:
             node.resize_inputs(position + 1)
         node.replace_input_with(position, self._made[key])
         self.loosen(old)
+        if old is not None and old.is_initializer():
+            self._replaced[id(old)] = old
 
     def _initializer(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         tensor = ir.Tensor(array, name=name)
@@ -78,22 +86,19 @@ class Editor:
         add = ir.Node("", "Add", [old, constant], outputs=[total], name=self.fresh(f"{node.name or name}_bias"))
         self.graph.insert_after(node, add)
 
-    def bypass(self, node: ir.Node, data: ir.Value, *, keeps_name_of: ir.Value) -> None:
-        """Take `node` out: its first output's readers read `data`, which is called as `keeps_name_of`."""
+    def bypass(self, node: ir.Node, data: ir.Value, *, takes_name: bool) -> None:
+        """Take `node` out: the readers of its output read `data`, which takes the output's name if it now equals it."""
         out = node.outputs[0]
-        name, shape, kind, doc = keeps_name_of.name, keeps_name_of.shape, keeps_name_of.type, keeps_name_of.doc_string
-        was_output = out.is_graph_output()
+        name, doc = out.name, out.doc_string if out.is_graph_output() else None
         out.replace_all_uses_with(data, replace_graph_outputs=True)
         others = [v for v in node.inputs if v is not None and v is not data]
         self.graph.remove(node, safe=True)
         for value in others:
             self.loosen(value)
-        if keeps_name_of is out:
+        if takes_name:
             out.name = None
-            data.name = name
-            data.shape, data.type = (shape or data.shape), (kind or data.type)
-            if was_output:
-                data.doc_string = doc
+            data.name, data.doc_string = name, doc or data.doc_string
+            data.shape, data.type = out.shape or data.shape, out.type or data.type
 
     def loosen(self, value: ir.Value | None) -> None:
         """Note that `value` has lost a reader."""
@@ -116,13 +121,14 @@ class Editor:
         return dropped
 
     def _drop_initializer(self, value: ir.Value) -> list[str]:
-        if value.name not in self.graph.initializers or self.graph.initializers[value.name] is not value:
+        name = value.name or ""
+        if self.graph.initializers.get(name) is not value:
             return []
-        del self.graph.initializers[value.name]
+        del self.graph.initializers[name]
         positions = [i for i, v in enumerate(self.graph.inputs) if v is value]
         for i in reversed(positions):
             del self.graph.inputs[i]
-        return [value.name] * len(positions)
+        return [name] * len(positions)
 
 
 def names_in(graph: ir.Graph) -> set[str]:

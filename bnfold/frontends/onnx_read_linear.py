@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.decision import Reason, Refusal
@@ -45,12 +46,12 @@ def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     return ReadLinear(Linear(site.layout, 1, 1, outputs, inputs, weight.dtype, shift), site, data)
 
 
-def _conv_shift(node: ir.Node, weight: np.ndarray, context: Context) -> Refusal | None:  # type: ignore[type-arg]
+def _conv_shift(node: ir.Node, weight: npt.NDArray[Any], context: Context) -> Refusal | None:
     geometry = window(node, weight.shape[2:], context.shapes.shape(node.inputs[0]))
     return None if geometry.is_unpadded else Refusal(Reason.SHIFT_MEETS_PADDING, name_of(node), "zero padding")
 
 
-def _transposed_shift(node: ir.Node, weight: np.ndarray, context: Context) -> Refusal | None:  # type: ignore[type-arg]
+def _transposed_shift(node: ir.Node, weight: npt.NDArray[Any], context: Context) -> Refusal | None:
     if transposed_sees_every_tap(node, weight.shape[2:], context.shapes.shape(node.inputs[0])):
         return None
     return Refusal(Reason.SHIFT_MEETS_PADDING, name_of(node), "not every output receives every tap")
@@ -108,7 +109,7 @@ def read_matmul(node: ir.Node, context: Context) -> ReadLinear | Barrier:
 
 def _bias_add(
     node: ir.Node, axis: int, outputs: int, rank: int, context: Context
-) -> tuple[ir.Node, int, np.ndarray] | None:  # type: ignore[type-arg]
+) -> tuple[ir.Node, int, npt.NDArray[Any]] | None:
     """The Add of one constant per output channel that is the only reader of the MatMul."""
     value = node.outputs[0]
     uses = list(value.uses())

@@ -40,6 +40,7 @@ def window(node: ir.Node, kernel: tuple[int, ...], shape: Shape | None) -> Windo
     """The window of a Conv or pooling node that reads a value of `shape`."""
     ones = (1,) * len(kernel)
     strides, dilations = (ints_attr(node, name) or ones for name in ("strides", "dilations"))
+    pads: tuple[int, ...] | None
     match str_attr(node, "auto_pad", "NOTSET"):
         case "NOTSET" | "":
             pads = ints_attr(node, "pads") or (0,) * 2 * len(kernel)

@@ -1,0 +1,163 @@
+"""An ONNX model as a `FoldGraph`: operators as views, values by their names, uses as edges.
+
+A value that a control-flow body reads, and an output of the model, are uses that no rule can serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.affine import Float64Array
+from bnfold.decision import Kept, Reason, Refusal, Subject
+from bnfold.errors import ModelError
+from bnfold.frontends.onnx_constants import Constants
+from bnfold.frontends.onnx_context import Context, input_at, name_of
+from bnfold.frontends.onnx_linear import LinearSite
+from bnfold.frontends.onnx_read_linear import ReadLinear
+from bnfold.frontends.onnx_read_pointwise import constant_position
+from bnfold.frontends.onnx_readers import read
+from bnfold.frontends.onnx_shapes import Shapes
+from bnfold.graph import Operator, Use, Value
+from bnfold.linear import LinearParams
+from bnfold.views import ConstantOperand, Pad, View
+
+#: The oldest version of the standard operators that the rules were checked against.
+OLDEST_OPSET = 7
+
+
+class OnnxGraph:
+    """The main graph of a model, read-only.
+
+    Attributes:
+        model: The model.
+        operators: All operators in topological order; a bias Add is part of its MatMul.
+        unreachable: BatchNorms in subgraphs and functions.
+        sites: Where the constants of each linear operator stand.
+        nodes: The node of each operator (the first, for a MatMul with its Add).
+
+    Raises:
+        ModelError: The model's operator set is older than 7.
+    """
+
+    def __init__(self, model: ir.Model, *, keep_overridable: bool = False) -> None:
+        self.model = model
+        opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", OLDEST_OPSET))
+        if opset < OLDEST_OPSET:
+            raise ModelError(
+                f"operator set {opset} is too old, the oldest that bnfold reads is {OLDEST_OPSET}",
+                remedy="convert the model with onnx.version_converter",
+            )
+        constants = Constants(model.graph, dict(model.opset_imports), keep_overridable=keep_overridable)
+        self.context = Context(Shapes(model), constants, opset, frozenset(model.functions))
+        self.sites: dict[int, LinearSite] = {}
+        self.nodes: list[ir.Node] = []
+        self.operators: list[Operator] = []
+        self._read_all()
+        self._producers = {v: op for op in self.operators for v in op.outputs if v is not None}
+        self._uses: dict[Value, list[Use]] = {}
+        for operator in self.operators:
+            for position, value in enumerate(operator.inputs):
+                self._uses.setdefault(value, []).append(Use(operator, position))
+        self._visible = dict(self._visible_values())
+        self.unreachable: Sequence[Kept] = tuple(_unreachable(model))
+
+    def producer(self, value: Value) -> Operator | None:
+        """The operator that computes `value`; None for an input of the model."""
+        return self._producers.get(value)
+
+    def uses(self, value: Value) -> Sequence[Use]:
+        """Every edge from `value` to an operator."""
+        return self._uses.get(value, ())
+
+    def visible(self, value: Value) -> Refusal | None:
+        """Why `value` must keep its meaning: an output, captured by a body, or a constant."""
+        return self._visible.get(value)
+
+    def linear_params(self, operator: Operator) -> LinearParams:
+        """The stored constants of a linear operator, in float64."""
+        return self.sites[operator.index].read()
+
+    def constant(self, operator: Operator) -> Float64Array:
+        """The stored constant of an operator with a constant operand, or of a Pad."""
+        if isinstance(operator.view, Pad):
+            return np.asarray(operator.view.value, np.float64)
+        node = self.nodes[operator.index]
+        array = self.context.constants.array(node.inputs[self.constant_position(operator)])
+        return np.asarray(array, np.float64)
+
+    def constant_position(self, operator: Operator) -> int:
+        """Which input of the node is the constant operand."""
+        position = constant_position(self.nodes[operator.index], self.context)
+        assert position is not None
+        return position
+
+    def _read_all(self) -> None:
+        biases: set[int] = set()
+        for node in self.model.graph:
+            if id(node) in biases:
+                continue
+            what = read(node, self.context)
+            if isinstance(what, ReadLinear):
+                biases.update(id(n) for n in what.site.nodes[1:])
+                self.sites[len(self.operators)] = what.site
+                self._append(node, what.view, [what.data], what.site.nodes[-1])
+            else:
+                self._append(node, what, self._inputs(node, what), node)
+
+    def _append(self, node: ir.Node, view: View, inputs: list[ir.Value], last: ir.Node) -> None:
+        shapes = self.context.shapes
+        operator = Operator(
+            len(self.operators),
+            name_of(node),
+            node.op_type,
+            view,
+            tuple(v.name or "" for v in inputs),
+            tuple(v.name or None for v in last.outputs),
+            tuple(shapes.shape(v) for v in inputs),
+            tuple(shapes.shape(v) for v in last.outputs),
+            shapes.dtype(last.outputs[0]),
+        )
+        self.operators.append(operator)
+        self.nodes.append(node)
+
+    def _inputs(self, node: ir.Node, view: View) -> list[ir.Value]:
+        """The data first, then whatever else is no constant."""
+        present = [v for v in node.inputs if v is not None]
+        if isinstance(view, ConstantOperand):
+            return [v for v in present if self.context.constants.array(v) is None]
+        first = input_at(node, 0)
+        rest = [v for v in node.inputs[1:] if v is not None]
+        if node.op_type == "Concat" or first is None:
+            return present
+        return [first, *(v for v in rest if self.context.constants.array(v) is None)]
+
+    def _visible_values(self) -> Iterator[tuple[Value, Refusal]]:
+        graph = self.model.graph
+        for value in ir.convenience.create_value_mapping(graph).values():
+            name = value.name or ""
+            if value.is_graph_output():
+                yield name, Refusal(Reason.IS_MODEL_OUTPUT, name)
+            elif any(use.node.graph is not graph for use in value.uses()):
+                yield name, Refusal(Reason.CAPTURED_BY_SUBGRAPH, name)
+            elif value.is_initializer() and not value.is_graph_input():
+                yield name, Refusal(Reason.IS_CONSTANT, name)
+
+
+def _unreachable(model: ir.Model) -> Iterator[Kept]:
+    for graph in model.graph.subgraphs():
+        yield from _kept_in(graph, Reason.INSIDE_SUBGRAPH, graph.name or "a body")
+    for function in model.functions.values():
+        for inner in (function.graph, *function.graph.subgraphs()):
+            yield from _kept_in(inner, Reason.INSIDE_FUNCTION, f"{function.domain}.{function.name}")
+
+
+def _kept_in(graph: ir.Graph, reason: Reason, where: str) -> Iterator[Kept]:
+    for node in graph:
+        if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
+            gamma = node.inputs[1]
+            known = gamma is not None and gamma.const_value is not None
+            channels = gamma.const_value.size if known and gamma is not None and gamma.const_value is not None else 0
+            yield Kept(Subject(name_of(node), node.op_type, channels, True), (Refusal(reason, where),))

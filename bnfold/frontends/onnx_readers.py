@@ -1,0 +1,78 @@
+"""The reader table: which reader turns which ONNX operator into a view; any other operator is a barrier, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from bnfold.decision import Reason
+from bnfold.frontends import onnx_read_pointwise as pointwise
+from bnfold.frontends import onnx_read_shape as shape
+from bnfold.frontends import onnx_read_windows as windows
+from bnfold.frontends.onnx_context import Context, barrier
+from bnfold.frontends.onnx_read_batchnorm import read_batchnorm
+from bnfold.frontends.onnx_read_linear import ReadLinear, read_conv, read_gemm, read_matmul
+from bnfold.views import Barrier, View
+
+LINEAR: dict[str, Callable[[ir.Node, Context], ReadLinear | Barrier]] = {
+    "Conv": read_conv,
+    "ConvTranspose": read_conv,
+    "Gemm": read_gemm,
+    "MatMul": read_matmul,
+}
+
+READERS: dict[str, Callable[[ir.Node, Context], View]] = {
+    "Abs": pointwise.read_abs,
+    "Add": pointwise.read_arithmetic,
+    "AveragePool": windows.read_pool,
+    "BatchNormalization": read_batchnorm,
+    "Cast": shape.read_cast,
+    "CastLike": shape.read_cast,
+    "Concat": shape.read_concat,
+    "Div": pointwise.read_arithmetic,
+    "Dropout": shape.read_dropout,
+    "Flatten": shape.read_reshape,
+    "GlobalAveragePool": windows.read_global_pool,
+    "GlobalMaxPool": windows.read_global_pool,
+    "Identity": shape.read_same,
+    "LeakyRelu": pointwise.read_homogeneous,
+    "MaxPool": windows.read_pool,
+    "Mul": pointwise.read_arithmetic,
+    "PRelu": pointwise.read_homogeneous,
+    "Pad": windows.read_pad,
+    "ReduceMax": windows.read_reduce,
+    "ReduceMean": windows.read_reduce,
+    "Relu": pointwise.read_homogeneous,
+    "Reshape": shape.read_reshape,
+    "Resize": windows.read_resize,
+    "Squeeze": shape.read_reshape,
+    "Sub": pointwise.read_arithmetic,
+    "Transpose": shape.read_transpose,
+    "Unsqueeze": shape.read_reshape,
+    "Upsample": windows.read_resize,
+}
+
+#: Standard operators through which no affine can pass, so that "no rule" would promise too much.
+_NOT_LINEAR = frozenset(
+    """
+    ArgMax ArgMin Celu Clip Elu Erf Exp Gelu GroupNormalization HardSigmoid HardSwish InstanceNormalization LRN
+    LayerNormalization Log LogSoftmax LpNormalization LpPool MeanVarianceNormalization Mish NonMaxSuppression
+    Pow QuantizeLinear RMSNormalization Reciprocal Round Selu Sigmoid Softmax Softplus Softsign Sqrt Swish Tanh
+    ThresholdedRelu TopK
+    """.split()
+)
+
+
+def read(node: ir.Node, context: Context) -> ReadLinear | View:
+    """What `node` computes."""
+    if (node.domain, node.op_type, node.overload) in context.functions:
+        return barrier(node, Reason.OPERATOR_IS_UNKNOWN, "a model-local function")
+    if node.domain not in ("", "ai.onnx"):
+        return barrier(node, Reason.OPERATOR_IS_UNKNOWN, f"{node.domain}.{node.op_type}")
+    if node.op_type in LINEAR:
+        return LINEAR[node.op_type](node, context)
+    if node.op_type in READERS:
+        return READERS[node.op_type](node, context)
+    reason = Reason.OPERATOR_IS_NOT_LINEAR if node.op_type in _NOT_LINEAR else Reason.OPERATOR_HAS_NO_RULE
+    return barrier(node, reason, node.op_type)

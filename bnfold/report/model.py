@@ -1,0 +1,64 @@
+"""What happened to one model, as frozen values: the decisions, the check, and the sizes before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bnfold.decision import Decision, Folded, Kept, Reduced
+from bnfold.verification import Verification
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is.
+
+    Attributes:
+        nodes: Operators in the main graph.
+        batchnorms: BatchNormalization operators, in bodies and functions too.
+        bytes: Bytes of all initializers.
+    """
+
+    nodes: int
+    batchnorms: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `inspect` would do, or `fold` did.
+
+    Attributes:
+        model: The model's file name without its folder, or its graph's name.
+        decisions: One for each BatchNorm, and each constant chain that is one in disguise, in topological order.
+        before: The size of the original.
+        after: The size of the folded model; None for `inspect`.
+        verification: The check; None for `inspect`, or where the caller asked for none.
+        notes: What else was done, one sentence each: inputs dropped, weights cloned, constants uncovered.
+    """
+
+    model: str
+    decisions: tuple[Decision, ...]
+    before: Size
+    after: Size | None = None
+    verification: Verification | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def folded(self) -> tuple[Folded, ...]:
+        """The decisions that left nothing behind."""
+        return tuple(d for d in self.decisions if isinstance(d, Folded))
+
+    @property
+    def reduced(self) -> tuple[Reduced, ...]:
+        """The decisions that left something cheaper."""
+        return tuple(d for d in self.decisions if isinstance(d, Reduced))
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """The decisions that changed nothing."""
+        return tuple(d for d in self.decisions if isinstance(d, Kept))
+
+    @property
+    def kept_batchnorms(self) -> tuple[Kept, ...]:
+        """The BatchNorms by name that stayed; what `--require-all` objects to."""
+        return tuple(d for d in self.kept if d.subject.is_batchnorm)
