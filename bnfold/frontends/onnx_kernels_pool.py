@@ -37,21 +37,22 @@ class MaxPool(OpRun):
         storage_order: int = 0,
         strides: Sequence[int] | None = None,
     ) -> tuple[Array, ...]:
-        where = self.onnx_node.name
-        windows = resolve_windows(
-            x.shape[2:],
+        windows = _windows(
+            self,
+            x,
             kernel_shape,
             strides=strides,
             dilations=dilations,
             pads=pads,
             auto_pad=auto_pad,
-            ceil_mode=bool(ceil_mode),
-            where=where,
+            ceil_mode=ceil_mode,
         )
         if len(self.onnx_node.output) < 2 or not self.onnx_node.output[1]:
             return (_maximum(x, windows),)
         if storage_order:
-            raise ModelError("MaxPool indices in column-major order (storage_order 1) are not supported", where=where)
+            raise ModelError(
+                "MaxPool indices in column-major order (storage_order 1) are not supported", where=self.onnx_node.name
+            )
         return _maximum(x, windows), _argmax(x, windows)
 
 
@@ -72,15 +73,15 @@ class AveragePool(OpRun):
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> tuple[Array]:
-        windows = resolve_windows(
-            x.shape[2:],
+        windows = _windows(
+            self,
+            x,
             kernel_shape,
             strides=strides,
             dilations=dilations,
             pads=pads,
             auto_pad=auto_pad,
-            ceil_mode=bool(ceil_mode),
-            where=self.onnx_node.name,
+            ceil_mode=ceil_mode,
         )
         return (_total(x, windows) / _count(x, windows, bool(count_include_pad)),)
 
@@ -102,15 +103,15 @@ class LpPool(OpRun):
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> tuple[Array]:
-        windows = resolve_windows(
-            x.shape[2:],
+        windows = _windows(
+            self,
+            x,
             kernel_shape,
             strides=strides,
             dilations=dilations,
             pads=pads,
             auto_pad=auto_pad,
-            ceil_mode=bool(ceil_mode),
-            where=self.onnx_node.name,
+            ceil_mode=ceil_mode,
         )
         return (_total(np.abs(x) ** p, windows) ** (1.0 / p),)
 
@@ -122,6 +123,33 @@ class GlobalMaxPool(OpRun):
 
     def _run(self, x: Array) -> tuple[Array]:
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+def _windows(  # noqa: PLR0913 (the attributes of the operator)
+    kernel: OpRun,
+    x: Array,
+    kernel_shape: Sequence[int],
+    *,
+    strides: Sequence[int] | None,
+    dilations: Sequence[int] | None,
+    pads: Sequence[int] | None,
+    auto_pad: str,
+    ceil_mode: int,
+) -> Windows:
+    where = kernel.onnx_node.name
+    if auto_pad.startswith("SAME") and max(dilations or (1,)) > 1:
+        # onnxruntime leaves the dilation out of the padding, the ONNX text counts it in: nobody knows what is meant.
+        raise ModelError("pooling with auto_pad SAME and dilations has no agreed meaning", where=where)
+    return resolve_windows(
+        x.shape[2:],
+        kernel_shape,
+        strides=strides,
+        dilations=dilations,
+        pads=pads,
+        auto_pad=auto_pad,
+        ceil_mode=bool(ceil_mode),
+        where=where,
+    )
 
 
 def _lowest(x: Array) -> float:

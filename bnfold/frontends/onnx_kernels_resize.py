@@ -105,16 +105,20 @@ class Upsample(OpRun):
 
 
 def resample(x: Array, layout: Sequence[_Axis], sampling: Sampling) -> Array:
-    """`x` sampled along every axis whose size, scale or region is not the identity.
+    """`x` sampled along every axis whose size or scale changes.
 
     Raises:
-        ModelError: The mode, coordinate mode or nearest mode is not one that ONNX defines.
+        ModelError: The mode, coordinate mode or nearest mode is not one that ONNX defines, or a region is cropped
+            without a change of size.
     """
     outside: list[tuple[int, Array]] = []
     y = x
     for number, axis in enumerate(layout):
         cropped = sampling.coordinates == "tf_crop_and_resize" and (axis.start, axis.end) != (0.0, 1.0)
-        if axis.size == axis.output and axis.scale == 1.0 and not cropped:
+        if axis.size == axis.output and axis.scale == 1.0:
+            if cropped:
+                # The ONNX text crops here, onnxruntime returns the axis as it is.
+                raise ModelError("tf_crop_and_resize with a region and scale 1 has no agreed meaning")
             continue
         position = _positions(axis, sampling)
         index, weight = _taps(position, axis, sampling)

@@ -1,4 +1,4 @@
-"""Runs an ONNX model node by node with the reference evaluator and our kernels, letting go of what nobody reads any more.
+"""Runs an ONNX model node by node with the reference evaluator and our kernels, letting go of values after use.
 
 `values[outputs of node] = kernel(values[inputs of node])`, in the order of the graph.
 """
