@@ -1,7 +1,7 @@
 """How far rounding the stored numbers of a region can move its outputs: a second model that computes the bound.
 
-Every tensor x gets two tracks, `M >= |x|` and `E >= |x~ - x| / u`, where x~ is the same region with every stored number c
-replaced by `c*(1 + d)`, `|d| <= u`. A stored number has `M = E = |c|`, a fed value `E = 0`, and an operator maps
+Every tensor x gets two tracks, `M >= |x|` and `E >= |x~ - x| / u`, where x~ is the same region with every stored number
+c replaced by `c*(1 + d)`, `|d| <= u`. A stored number has `M = E = |c|`, a fed value `E = 0`, and an operator maps
 `a*b: E = Ea*(Mb + u*Eb) + Ma*Eb`, `a + b: E = Ea + Eb`, `max: E = max(Ea, Eb)`. For one Conv `E = |W|*|x| + |b|`.
 """
 
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 # Shape arithmetic: no float goes in, and what comes out is exact.
-_EXACT = frozenset(
-    "Abs Add And Cast Concat Div Equal Expand Gather Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg "
-    "Not Or Range ReduceMax ReduceMin ReduceProd ReduceSum Reshape Shape Size Slice Split Squeeze Sub Tile Transpose "
-    "Unsqueeze Where".split()
-)
+# fmt: off
+_EXACT = frozenset((
+    "Abs", "Add", "And", "Cast", "Concat", "Div", "Equal", "Expand", "Gather", "Greater", "GreaterOrEqual",
+    "Identity", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Range", "ReduceMax",
+    "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Sub", "Tile",
+    "Transpose", "Unsqueeze", "Where",
+))
+# fmt: on
 
 
 def magnitude_model(model: ModelProto, roundoff: float = 0.0) -> ModelProto:
@@ -65,7 +68,7 @@ def _visit(tracks: TracksBuilder, node: NodeProto) -> None:
     constant = all(name in tracks.constants for name in read)
     if node.domain not in {"", "ai.onnx"}:
         raise _unknown(node)
-    if constant and (not floats or is_copy(node)):
+    if constant and (is_copy(node) or (not floats and node.op_type in _EXACT)):
         # Stored numbers that are only moved about are still stored numbers.
         for name, value in tracks.constant_outputs(node).items():
             tracks.add_constant(name, value)

@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 
     from onnx import NodeProto
 
-_COPIES = frozenset(
-    "Cast CastLike Concat Constant ConstantOfShape DequantizeLinear DepthToSpace Dropout Expand Flatten Gather Identity "
-    "Reshape Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split()
-)
+# fmt: off
+_COPIES = frozenset((
+    "Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "DepthToSpace", "Dropout",
+    "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
+    "Transpose", "Unsqueeze",
+))
+# fmt: on
 # A Clip bound this large is how exporters write "no bound".
 _NO_BOUND = float(np.finfo(np.float32).max)
 
 
 def is_copy(node: NodeProto) -> bool:
-    """Whether each element of the output is one stored number: of the inputs, or of the node, or one scale times codes."""
+    """Whether each element of the output is one stored number, or a code times one stored scale."""
     return node.op_type in _COPIES
 
 
@@ -84,7 +87,8 @@ def _multiplies(tracks: TracksBuilder, node: NodeProto) -> None:
     magnitude = apply(first.magnitude, second.magnitude, bias.magnitude if bias else None)
     added, more = bias.error if bias else None, 1 + tracks.roundoff
     bias_stored = bias is None or bias.is_stored
-    if (second.is_stored and first.error is None or first.is_stored and second.error is None) and bias_stored:
+    one_factor = (second.is_stored and first.error is None) or (first.is_stored and second.error is None)
+    if one_factor and bias_stored:
         error: str | None = magnitude
     elif second.is_stored:
         error = apply(tracks.enlarged(first, more), second.magnitude, added)
@@ -148,7 +152,7 @@ def _leaks(tracks: TracksBuilder, node: NodeProto) -> None:
 
 
 def _clips(tracks: TracksBuilder, node: NodeProto) -> None:
-    """Clip to [lo, hi]: `M = max(Mx, lo, -hi)` as far as positive, `E = max(Ex, |lo|, |hi|)`: 1-Lipschitz in all three."""
+    """Clip to [lo, hi]: `M = max(Mx, lo, -hi)`, and as it is 1-Lipschitz in all three, `E = max(Ex, |lo|, |hi|)`."""
     data = tracks.bound(node.input[0])
     inputs = {name: i for name, i in (("min", 1), ("max", 2)) if len(node.input) > i and node.input[i]}
     limits = {name: _stored(tracks, node, i) for name, i in inputs.items()}
@@ -221,13 +225,16 @@ def _absolute(attribute: AttributeProto) -> AttributeProto:
     return onnx.helper.make_attribute(attribute.name, abs(attribute.f))
 
 
+# fmt: off
+_MOVING = (
+    "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
+    "ReduceMax", "ReduceMean", "ReduceSum", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
+    "Transpose", "Unsqueeze",
+)
+# fmt: on
 RULES: Final[dict[str, Callable[[TracksBuilder, NodeProto], None]]] = {
     **dict.fromkeys(("Abs", "Cast", "Dropout", "Identity", "Neg", "Relu"), _passes),
-    **dict.fromkeys(
-        "AveragePool DepthToSpace Expand Flatten Gather GlobalAveragePool GlobalMaxPool MaxPool ReduceMax ReduceMean "
-        "ReduceSum Reshape Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split(),
-        _moves,
-    ),
+    **dict.fromkeys(_MOVING, _moves),
     **dict.fromkeys(("Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum", "Where"), _joins),
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul", "Mul"), _multiplies),
     "BatchNormalization": _normalises,
