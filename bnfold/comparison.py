@@ -7,7 +7,7 @@ answers for its own scale. Cutting a spatial axis as well is harmless: such a sl
 A slice may be much smaller than what it was computed from (a channel whose ReLU barely opens, a logit near zero). Its
 rounding noise then belongs to the larger numbers, so its scale is not taken below the noise:
 `scale = max(own, min(noise / tolerance, typical))`, with `typical` the median scale of the slices that are not zero,
-and `noise` the larger of the slice's own measured noise, the median measured noise, and `64 * u * typical`.
+and `noise` the larger of the slice's own measured noise, the median measured noise, and `16 * u * typical`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UNIT_ROUNDOFF: Mapping[str, float] = {
 TOLERANCE: Mapping[str, float] = {"float64": 2.0**-39, "float32": 1e-3, "float16": 2.0**-5, "bfloat16": 2.0**-2}
 
 #: Roundings of a typical number that are granted to a slice whose noise was not measured.
-NOISE_ROUNDINGS = 64.0
+NOISE_ROUNDINGS = 16.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,10 @@ def measure_noise(before: NDArray[np.generic], perturbed: NDArray[np.generic]) -
 
 
 def movement(before: NDArray[np.generic], other: NDArray[np.generic]) -> float:
-    """Largest movement of any slice relative to that slice's own scale; infinite when shapes or kinds differ."""
+    """Largest movement of any slice, relative to its own scale or the typical one, whichever is larger.
+
+    Noise in a slice that is zero but for noise is no movement. Infinite when shapes, types or kinds of numbers differ.
+    """
     if before.shape != other.shape or before.dtype != other.dtype:
         return float("inf")
     if before.size == 0:
@@ -109,10 +112,14 @@ def movement(before: NDArray[np.generic], other: NDArray[np.generic]) -> float:
     if (_kinds(_wide(before)) != _kinds(_wide(other))).any():
         return float("inf")
     difference, magnitude = _difference(before, other), _magnitude(before)
-    return max(_largest_ratio(difference, magnitude, axis) for axis in slice_axes(before.ndim))
+    ratios = []
+    for axis in slice_axes(before.ndim):
+        own = _slice_maxima(magnitude, axis)
+        ratios.append(_ratios(_slice_maxima(difference, axis), np.maximum(own, _typical(own))).max())
+    return float(max(ratios))
 
 
-def compare(
+def compare(  # noqa: PLR0913
     name: str,
     before: NDArray[np.generic],
     after: NDArray[np.generic],
@@ -170,9 +177,9 @@ def _compare_floats(
         place = _where_largest(kinds_differ)
         note = f"{wide_after[place]} where the original has {wide_before[place]}"
         return replace(blank, index=place, note=note)
-    difference, magnitude = _difference(before, after), _magnitude(before)
+    sizes = _difference(before, after), _magnitude(before)
     results = [
-        _worst_slice(blank, difference, magnitude, axis, u, None if noise is None else noise.movements[place])
+        _worst_slice(blank, sizes, axis, u, None if noise is None else noise.movements[place])
         for place, axis in enumerate(slice_axes(before.ndim))
     ]
     worst = max(results, key=lambda result: result.error)
@@ -181,37 +188,40 @@ def _compare_floats(
 
 def _worst_slice(
     blank: TensorComparison,
-    difference: NDArray[np.floating],
-    magnitude: NDArray[np.floating],
+    sizes: tuple[NDArray[np.floating], NDArray[np.floating]],
     axis: int | None,
     u: float,
     moved: NDArray[np.float64] | None,
 ) -> TensorComparison:
-    """The slice of `axis` with the largest error relative to its scale."""
-    errors, own = _slice_maxima(difference, axis), _slice_maxima(magnitude, axis)
-    typical = float(np.median(own[own > 0])) if (own > 0).any() else 0.0
+    """The slice of `axis` with the largest error relative to its scale; `sizes` are |difference| and |before|."""
+    errors, own = _slice_maxima(sizes[0], axis), _slice_maxima(sizes[1], axis)
+    typical = _typical(own)
     moved = np.zeros_like(own) if moved is None else moved
     usual = float(np.median(moved[own > 0])) if typical > 0 else 0.0
     common = max(NOISE_ROUNDINGS * u * typical, usual)
     floor = np.minimum(np.maximum(moved, common) / blank.tolerance, typical) if blank.tolerance > 0 else 0.0 * own
     scales = np.maximum(own, floor)
-    # A tensor of zeros has no scale: any difference there is infinitely large.
-    ratios = np.divide(errors, scales, out=np.where(errors > 0, np.inf, 0.0), where=scales > 0)
+    ratios = _ratios(errors, scales)
     worst = int(np.argmax(ratios))
     return replace(
         blank,
         error=float(ratios[worst]),
         scale=float(scales[worst]),
         axis=axis,
-        index=_where_in_slice(difference, axis, worst) if ratios[worst] > 0 else (),
+        index=_where_in_slice(sizes[0], axis, worst) if ratios[worst] > 0 else (),
         passed=bool(ratios[worst] <= blank.tolerance),
         ill_conditioned=usual > blank.tolerance * typical,
     )
 
 
-def _largest_ratio(difference: NDArray[np.floating], magnitude: NDArray[np.floating], axis: int | None) -> float:
-    errors, own = _slice_maxima(difference, axis), _slice_maxima(magnitude, axis)
-    return float(np.max(np.divide(errors, own, out=np.where(errors > 0, np.inf, 0.0), where=own > 0)))
+def _typical(own: NDArray[np.float64]) -> float:
+    """The median scale of the slices that are not zero; 0 when all are."""
+    return float(np.median(own[own > 0])) if (own > 0).any() else 0.0
+
+
+def _ratios(errors: NDArray[np.float64], scales: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Errors over scales. A slice of zeros in a tensor of zeros has no scale: any error there is infinitely large."""
+    return np.divide(errors, scales, out=np.where(errors > 0, np.inf, 0.0), where=scales > 0)
 
 
 def _slice_maxima(values: NDArray[np.floating], axis: int | None) -> NDArray[np.float64]:

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 _SHAPES_ONLY = frozenset({"Shape", "Size"})
 _JUMPING = frozenset(
-    "ArgMax ArgMin Ceil DynamicQuantizeLinear Equal Floor Greater GreaterOrEqual Hardmax Less LessOrEqual Mod "
-    "NonMaxSuppression NonZero QuantizeLinear Round Shrink Sign ThresholdedRelu TopK Unique".split()
+    {"ArgMax", "ArgMin", "Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax"}
+    | {"Less", "LessOrEqual", "Mod", "NonMaxSuppression", "NonZero", "QuantizeLinear", "Round", "Shrink", "Sign"}
+    | {"ThresholdedRelu", "TopK", "Unique"}
 )
-_RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Dataflow:
 
     Attributes:
         inexact: Names of the values that rounding may move, decisions taken from inexact values included.
-        coarsest: The coarsest floating-point type on the way to each value, weights included; absent where none is known.
+        coarsest: The coarsest floating-point type on the way to each value, weights included, where known.
         decisions: Positions in `graph.node` of the decisions.
     """
 
@@ -47,9 +50,10 @@ def trace(graph: onnx.GraphProto, types: Mapping[str, str]) -> Dataflow:
         graph: The main graph.
         types: Element type of the values by NumPy's name; a value of unknown type counts as a floating-point one.
     """
-    constants = {tensor.name for tensor in graph.initializer}
+    constants = {tensor.name: _numpy_name(tensor.data_type) for tensor in graph.initializer}
+    types = {**constants, **types}
     names = [value.name for value in graph.input if value.name not in constants]
-    inexact = {name for name in names if types.get(name, "float32") in FLOATS}
+    inexact = {name for name in names if not _is_whole(types, name)}
     exact = set(names) - inexact
     # A weight's type counts too: its own rounding is the fold's rounding.
     coarsest = {name: types[name] for name in (*names, *constants) if types.get(name) in FLOATS}
@@ -65,7 +69,7 @@ def trace(graph: onnx.GraphProto, types: Mapping[str, str]) -> Dataflow:
         if not reached:
             continue
         for name in filter(None, node.output):
-            if reads & inexact or node.op_type in _RANDOM or types.get(name, "float32") in FLOATS:
+            if reads & inexact or node.op_type in _RANDOM or not _is_whole(types, name):
                 inexact.add(name)
             else:
                 exact.add(name)
@@ -122,7 +126,7 @@ def floating_nodes(model: onnx.ModelProto) -> frozenset[str]:
     inexact = trace(model.graph, types).inexact
 
     def floats(names: Sequence[str]) -> bool:
-        return any(name in inexact and types.get(name, "float32") in FLOATS for name in names)
+        return any(name in inexact and not _is_whole(types, name) for name in names)
 
     return frozenset(
         node.name
@@ -132,10 +136,11 @@ def floating_nodes(model: onnx.ModelProto) -> frozenset[str]:
 
 
 def infer_types(model: onnx.ModelProto) -> dict[str, str]:
-    """Element types by NumPy's name, as far as ONNX can infer them. The weights' values are left out: only types count,
-    and a model above 2 GiB could not be handed over.
+    """Element types by NumPy's name, as far as ONNX can infer them.
+
+    The weights' values are left out: only types count, and a model above 2 GiB could not be handed over.
     """
-    import onnx
+    import onnx  # noqa: PLC0415
 
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     light.graph.name = "types"
@@ -151,21 +156,26 @@ def infer_types(model: onnx.ModelProto) -> dict[str, str]:
     return {value.name: _numpy_name(value.type.tensor_type.elem_type) for value in values if _is_typed(value)}
 
 
+def _is_whole(types: Mapping[str, str], name: str) -> bool:
+    """Whether a value is known to hold whole numbers, booleans or text."""
+    return types.get(name, "").startswith(("int", "uint", "bool", "str"))
+
+
 def _is_typed(value: onnx.ValueInfoProto) -> bool:
     return value.type.HasField("tensor_type") and value.type.tensor_type.elem_type != 0
 
 
 def _numpy_name(element: int) -> str:
-    import onnx
+    import onnx  # noqa: PLC0415
 
     return str(onnx.helper.tensor_dtype_to_np_dtype(element).name)
 
 
 def _jumps(node: onnx.NodeProto, inexact: set[str], types: Mapping[str, str]) -> bool:
     """Whether the node turns inexact numbers into ones that jump; bodies that hold such a node count as one."""
-    reads_floats = any(name in inexact and types.get(name, "float32") in FLOATS for name in node_reads(node))
-    writes_others = any(types.get(name, "float32") not in FLOATS for name in filter(None, node.output))
-    if reads_floats and (writes_others or node.op_type in _JUMPING):
+    reads_floats = any(name in inexact and not _is_whole(types, name) for name in node_reads(node))
+    writes_whole = any(_is_whole(types, name) for name in filter(None, node.output))
+    if reads_floats and (writes_whole or node.op_type in _JUMPING):
         return True
     if node.op_type == "If" and node.input[0] in inexact:
         return True

@@ -90,8 +90,8 @@ def judge_placement(assignments: Iterable[Assignment], floating: frozenset[str],
         provider: The provider that was asked for, by onnxruntime's name.
 
     Raises:
-        ProviderError: Nothing was recorded, a floating-point node is elsewhere, or a node elsewhere has no name, so that
-            nobody can tell what it is.
+        ProviderError: Nothing was recorded, a floating-point node is elsewhere, or a node elsewhere has no name to
+            tell it by.
     """
     known = [entry for entry in assignments if not entry.operator.startswith("Memcpy")]
     if not any(entry.provider == provider for entry in known):
@@ -137,7 +137,7 @@ def open_session(model: onnx.ModelProto | str | Path, provider: str = "cpu", *, 
     """
     extra = "gpu" if provider == "cuda" else "cpu"
     try:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
     except ImportError as error:
         remedy = f'pip install "bnfold[{extra}]"'
         raise MissingPackageError("onnxruntime is not installed", remedy=remedy) from error
@@ -188,7 +188,7 @@ def _loadable(model: onnx.ModelProto | str | Path, folder: Path) -> bytes | str:
         return str(model)
     if sum(tensor.ByteSize() for tensor in model.graph.initializer) <= LARGEST_IN_MEMORY:
         return bytes(model.SerializeToString())
-    import onnx_ir
+    import onnx_ir  # noqa: PLC0415
 
     # onnx.save would move the weights out of the caller's model; this shares them.
     path = folder / "model.onnx"
@@ -197,7 +197,7 @@ def _loadable(model: onnx.ModelProto | str | Path, folder: Path) -> bytes | str:
 
 
 def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
-    import onnx
+    import onnx  # noqa: PLC0415
 
     return onnx.load(str(model), load_external_data=False) if isinstance(model, str | Path) else model
 
@@ -227,7 +227,9 @@ def explain(message: str, provider: str) -> ProviderError:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message).strip()
     where = next((match[1] for match in [re.search(r"(?:with name|Name:|in node) ?[('](.*?)[)']", text)] if match), "")
     if match := re.search(r"Could not find an implementation for ([\w.:]+)", text):
-        return ProviderError(f"onnxruntime has no {provider} kernel for {match[1]} of this type", where=where, remedy=REMEDY)
+        return ProviderError(
+            f"onnxruntime has no {provider} kernel for {match[1]} of this type", where=where, remedy=REMEDY
+        )
     if match := re.search(r"([\w.]*:?\w+)\(-?\d+\) is not a registered function/op", text):
         return ProviderError(f"onnxruntime does not know the operator {match[1]}", where=where, remedy=REMEDY)
     if re.search(r"allocate memory|bad.?alloc|out of memory", text, re.IGNORECASE):
@@ -237,5 +239,3 @@ def explain(message: str, provider: str) -> ProviderError:
     reason = re.sub(r"\s+", " ", re.sub(r"^.*Status Message: ", "", text, flags=re.DOTALL))
     reason = re.sub(r"(?:/\S+/)?\w+\.(?:cc|h|cu):\d+ .*?\) ", "", reason)[:200].rstrip(" .")
     return ProviderError(f"onnxruntime cannot run {subject} on the {provider} ({reason})", where=where, remedy=REMEDY)
-
-
