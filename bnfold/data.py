@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,6 +116,29 @@ def fill_shapes(
             shape.append(chosen)
         shapes[spec.name] = tuple(shape)
     return shapes
+
+
+def size_choices(
+    inputs: Sequence[InputSpec], overrides: Mapping[str, tuple[int, ...]], previous: tuple[int, int] | None
+) -> list[tuple[int, int]]:
+    """Batch and image sizes to try for a run, best first; none when a further run would be the same again.
+
+    Args:
+        inputs: What the model asks for.
+        overrides: Whole shapes by name; those inputs have nothing left to choose.
+        previous: Batch and image size of the run before; None for the first run.
+    """
+    free = [spec for spec in inputs if spec.name not in overrides]
+    open_batch = any(spec.has_open_batch for spec in free)
+    open_space = any(spec.open_spatial_axes for spec in free)
+    if previous is None:
+        batches = [2, 1] if open_batch else [1]
+        sizes = [*SPATIAL_SIZES] if open_space else [SPATIAL_SIZES[0]]
+    else:
+        batch, size = previous
+        batches = [3, batch] if open_batch else [batch]
+        sizes = [size + 32, size] if open_space else [size]
+    return [choice for choice in product(batches, sizes) if choice != previous]
 
 
 def synthesise(

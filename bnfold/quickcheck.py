@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF, TensorComparison, compare, measure_noise, movement
-from bnfold.data import SPATIAL_SIZES, InputSpec, fill_shapes, read_inputs, synthesise
+from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs, size_choices, synthesise
 from bnfold.dataflow import FLOATS, last_before
 from bnfold.errors import ProviderError
 from bnfold.probing import Pair, pair_up
@@ -114,7 +113,7 @@ def quick_check(  # noqa: PLR0913
     pair, findings = pair_up(before, after, provider), _Findings()
     runs: list[Mapping[str, tuple[int, ...]]] = []
     sizes: tuple[int, int] | None = None
-    while len(runs) < 2 and (candidates := _candidates(specs, overrides, sizes)):
+    while len(runs) < 2 and (candidates := size_choices(specs, overrides, sizes)):
         draw = partial(synthesise, specs, overrides=overrides)
         found = _run_original(pair, candidates, partial(draw, seed=seed + 2 * len(runs)), optional=bool(runs))
         if found is None:
@@ -152,23 +151,6 @@ def _inputs(graph: onnx.GraphProto) -> dict[str, int]:
 
 def _failure(name: str, note: str, kind: str = "") -> TensorComparison:
     return TensorComparison(name, (), kind, float("inf"), 0.0, 0.0, note=note)
-
-
-def _candidates(
-    specs: Sequence[InputSpec], overrides: Mapping[str, tuple[int, ...]], previous: tuple[int, int] | None
-) -> list[tuple[int, int]]:
-    """Batch and image sizes to try for a run, best first; none when a further run would be the same again."""
-    free = [spec for spec in specs if spec.name not in overrides]
-    open_batch = any(spec.has_open_batch for spec in free)
-    open_space = any(spec.open_spatial_axes for spec in free)
-    if previous is None:
-        batches = [2, 1] if open_batch else [1]
-        sizes = [*SPATIAL_SIZES] if open_space else [SPATIAL_SIZES[0]]
-    else:
-        batch, size = previous
-        batches = [3, batch] if open_batch else [batch]
-        sizes = [size + 32, size] if open_space else [size]
-    return [choice for choice in product(batches, sizes) if choice != previous]
 
 
 def _run_original(
