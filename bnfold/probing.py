@@ -83,6 +83,9 @@ def pair_up(before: onnx.ModelProto, after: onnx.ModelProto, provider: str) -> P
     # Only tensors can be fed; a decision that yields a sequence stays, and what follows it is left out.
     tensors = sorted(outcome for outcome in shared if all(_is_tensor(types[0][name]) for name in outcome))
     cut = tuple(name for outcome in tensors for name in outcome)
+    if set(_node_outputs(original.graph)) <= set(cut) or set(_node_outputs(folded.graph)) <= set(cut):
+        # Nothing but decisions: onnxruntime takes no graph without nodes, and nothing is left to compare.
+        return Pair(original, original, folded, cut, (), (), retyped)
     reference = _probe(before, {name: types[0][name] for name in cut}, provider) if cut else original
     folded = _probe(after, {name: types[0][name] for name in cut}, provider) if cut else folded
     usable = _usable(reference) & _usable(folded) - set(cut)

@@ -15,7 +15,7 @@ import numpy as np
 
 from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF, TensorComparison, compare, measure_noise, movement
 from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs, size_choices, synthesise
-from bnfold.dataflow import FLOATS, last_before
+from bnfold.dataflow import FLOATS, descendants, last_before
 from bnfold.errors import ProviderError
 from bnfold.probing import Pair, pair_up
 
@@ -176,7 +176,7 @@ def _examine(pair: Pair, findings: _Findings, feeds: Arrays, values: Arrays, oth
         repeated = pair.before.session.run(pair.compared, feeds | decided)
         findings.random |= {name for name in pair.compared if not _repeats(pair, name, values[name], repeated[name])}
         del repeated
-        moved = pair.before.session.run(pair.compared, other | decided)
+        moved = pair.original.session.run(pair.compared, other)
         findings.alive |= {name for name in pair.compared if _responds(pair, name, values[name], moved[name])}
         del moved
     perturbed = pair.before.session.run(pair.compared, _perturb(feeds, _coarsest(pair)) | decided)
@@ -251,7 +251,7 @@ def _conclude(
     failures = sorted(
         (entry.name for entry in (*outputs, *inner) if entry.failed), key=lambda name: places.get(name, -1)
     )
-    proving = (anchors | {entry.name for entry in outputs}) & findings.alive
+    proving = (anchors | {entry.name for entry in outputs}) & findings.alive - _blind(pair, graph, trusted)
     proves = any(findings.worst[name].compared for name in proving)
     if not proves:
         findings.notes.append(
@@ -267,6 +267,13 @@ def _conclude(
         failed=bool(failures),
         proves=proves,
     )
+
+
+def _blind(pair: Pair, graph: onnx.GraphProto, trusted: Sequence[str]) -> set[str]:
+    """What follows a held decision whose inputs were not compared: equal by construction, so it proves nothing."""
+    random = {name for node in graph.node if node.op_type.startswith("Random") for name in node.output}
+    unseen = {name for name in pair.cut if name not in random and not last_before(graph, name, frozenset(trusted))}
+    return descendants(graph, unseen)
 
 
 def _explain_left_out(pair: Pair, findings: _Findings, output: str, before_it: tuple[str, ...]) -> str:

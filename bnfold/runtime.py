@@ -65,6 +65,8 @@ class Session:
 
     def run(self, names: Sequence[str], feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         """The named outputs as arrays; raises ProviderError when the model cannot be run on these inputs."""
+        if not names:
+            return {}  # onnxruntime takes an empty list for all outputs
         with _explained(self.provider):
             return dict(zip(names, self.handle.run(list(names), dict(feeds)), strict=True))
 

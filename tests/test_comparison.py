@@ -14,7 +14,7 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def yolo(scores: float = 1.0, classes: int = 80) -> np.ndarray:
-    """Boxes of up to 640 pixels in four rows, class scores below `scores` in the others; shape (1, 4 + classes, 300)."""
+    """Boxes of up to 640 pixels in four rows, class scores below `scores` in the rest; shape (1, 4 + classes, 300)."""
     generator = np.random.default_rng(1)
     rows = np.concatenate([generator.uniform(5, 640, (4, 300)), scores * generator.uniform(0, 1, (classes, 300))])
     return rows[None].astype(np.float32)
@@ -23,7 +23,13 @@ def yolo(scores: float = 1.0, classes: int = 80) -> np.ndarray:
 def test_equal_arrays_pass_with_no_error() -> None:
     x = draw(2, 3, 4, 4)
     result = compare("x", x, x.copy())
-    assert (result.passed, result.error, result.index, result.shape, result.dtype) == (True, 0.0, (), x.shape, "float32")
+    assert (result.passed, result.error, result.index, result.shape, result.dtype) == (
+        True,
+        0.0,
+        (),
+        x.shape,
+        "float32",
+    )
 
 
 def test_the_worst_element_and_its_slice_are_named() -> None:
