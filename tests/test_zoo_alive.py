@@ -1,4 +1,4 @@
-"""The test networks are alive, calm, whole and equal to their float64 reference: every end-to-end figure rests on it."""
+"""The test networks are alive, calm, whole and equal to their float64 reference: all end-to-end figures rest on it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 import torch
 from onnx import helper
+from torch import nn
 
 from tests.zoo import NETWORKS, Network, load, storage
 from tests.zoo.exporting import check_batchnorms_kept, export_torchscript
-from tests.zoo.lively import batchnorms
+from tests.zoo.lively import batchnorms, enliven
 from tests.zoo.threads import one_thread
 
 if TYPE_CHECKING:
@@ -126,6 +127,22 @@ def test_a_network_with_random_statistics_is_not_alive() -> None:
     with torch.no_grad(), one_thread():
         first, second = (module(torch.from_numpy(network.sample(seed)).double()).numpy() for seed in (1, 2))
     assert change(first, second) < ALIVE
+
+
+def test_a_plain_chain_of_a_hundred_layers_is_chaotic() -> None:
+    # the proof that the test of tiny moves can fail: without shortcuts each layer enlarges a small difference
+    generator = torch.Generator().manual_seed(9)
+    layers: list[nn.Module] = []
+    for channels in [3] + 99 * [32]:
+        convolution = nn.Conv2d(channels, 32, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, generator=generator)
+        layers += [convolution, nn.BatchNorm2d(32), nn.ReLU()]
+    chain = nn.Sequential(*layers)
+    enliven(chain, torch.randn(16, 3, 8, 8, generator=generator), seed=10)
+    x, noise = torch.randn(2, 1, 3, 8, 8, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        first, second = (chain.double()(image).numpy() for image in (x, x + 1e-7 * noise))
+    assert change(first, second) > CALM
 
 
 def test_a_network_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def export_torchscript(module: nn.Module, images: Tensor, *, fold: bool = False)
         torch.onnx.export(
             module,
             (images,),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # documented for this exporter, but not in its signature
             dynamo=False,
             training=mode.EVAL if fold else mode.PRESERVE,
             do_constant_folding=fold,

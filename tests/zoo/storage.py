@@ -66,6 +66,7 @@ def _build_alone(recipe: Recipe, path: Path) -> None:
         if path.exists():
             return
         unfinished = path.with_suffix(".unfinished")
+        unfinished.unlink(missing_ok=True)  # of a run that was killed
         onnx.save(build(recipe), unfinished)
         unfinished.chmod(0o444)
         unfinished.replace(path)

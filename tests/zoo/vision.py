@@ -30,20 +30,20 @@ def _operators() -> torch.library.Library | None:
         raise ModuleNotFoundError("the zoo needs torchvision", name="torchvision")
     for compiled in Path(spec.origin).parent.glob("_C.*"):
         try:
-            torch.ops.load_library(str(compiled))
+            torch.ops.load_library(str(compiled))  # type: ignore[no-untyped-call]
         except OSError:
             continue  # built against another torch: exactly what the stand-ins below are for
         return None
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        library.define(_SCHEMA.format(name))
+        library.define(_SCHEMA.format(name))  # type: ignore[no-untyped-call]
     return library
 
 
 def torchvision_network(name: str, **options: object) -> nn.Module:
     """An untrained network of torchvision by its registered name, e.g. `resnet50`."""
     _operators()
-    from torchvision.models import get_model  # noqa: PLC0415
+    from torchvision.models import get_model  # type: ignore[import-untyped]  # noqa: PLC0415
 
     network: nn.Module = get_model(name, weights=None, **options)
     return network
