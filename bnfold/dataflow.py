@@ -180,8 +180,7 @@ def _jumps(node: onnx.NodeProto, inexact: set[str], types: Mapping[str, str]) ->
     writes_whole = any(_is_whole(types, name) for name in filter(None, node.output))
     if reads_floats and (writes_whole or node.op_type in _JUMPING):
         return True
-    if node.op_type == "If" and node.input[0] in inexact:
-        return True
+    # An If itself is none: the decision is the Greater that made its condition.
     return any(inner.op_type in _JUMPING | _RANDOM for inner in _nested(node))
 
 
