@@ -81,6 +81,13 @@ def external_files(model: ir.Model) -> Iterator[tuple[Path, int]]:
                 yield Path(tensor.path), (tensor.offset or 0) + (tensor.length or tensor.nbytes)
 
 
+def with_data(model: ir.Model) -> ir.Model:
+    """`model`, or a copy with its external data in memory if it has any."""
+    if not any(True for _ in external_files(model)):
+        return model
+    return ir.external_data.load_to_model(model.clone())
+
+
 def _check_external(model: ir.Model, path: str | os.PathLike[str]) -> None:
     for file, size in external_files(model):
         if not file.is_file():
