@@ -1,6 +1,6 @@
 """Teach bnfold an operator: a reader that recognises it, and two rules that say what passes it.
 
-ONNX's Tile repeats a tensor along its axes. bnfold has no rule for it, so a BatchNorm behind a Tile stays. But an affine
+ONNX's Tile repeats a tensor along its axes. bnfold has no rule for it, so a BatchNorm behind a Tile stays. An affine
 on an axis that is not repeated passes a Tile unchanged, in both directions: `tile(s*x + t) = s*tile(x) + t`.
 
     python examples/own_carrier.py
