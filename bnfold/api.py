@@ -194,7 +194,7 @@ class _Check:
         old, new = (ir.to_proto(onnx_files.with_data(model)) for model in (before, after))
         shapes, seed, tell = self.shapes, self.seed, self.progress
         runs = [quick_check(old, new, provider=p, shapes=shapes, seed=seed, progress=tell) for p in self.providers]
-        return tuple(settle(r, old, new, seed=seed, progress=tell) if r.in_doubt else r for r in runs)
+        return tuple(settle(r, old, new, seed=seed, progress=tell) if r.failed and r.runs else r for r in runs)
 
 
 def _demand(report: Report) -> None:
@@ -207,7 +207,7 @@ def _demand(report: Report) -> None:
         raise failure
     if not checked.passed:
         remedy = "--no-verify writes the model without this proof"
-        raise MachineError(f"nothing is proven: {checked.doubt}", where=report.model, remedy=remedy)
+        raise MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)
 
 
 def _size(model: ir.Model) -> Size:
