@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 import bnfold
 from benchmarks.frontier_cases import CASES, Case

@@ -204,7 +204,8 @@ TRAPS = (
          "float16[4] tiny_var", "c = Conv (x, large_w) y = BatchNormalization (c, gamma, beta, mean, tiny_var)",
          "float16[N,4,?,?] y", left=1, must_stay=True, reason=Reason.OVERFLOWS_DTYPE, amplitude=1e-3),
     Case("model-output", "the Conv is also a model output", f"{_CONV}, {_norm(4)}",
-         f"c = Conv (x, w) {_bn('y', 'c')}", "float[N,4,?,?] y, float[N,4,?,?] c", left=1, must_stay=True, reason=Reason.IS_MODEL_OUTPUT),
+         f"c = Conv (x, w) {_bn('y', 'c')}", "float[N,4,?,?] y, float[N,4,?,?] c",
+         left=1, must_stay=True, reason=Reason.IS_MODEL_OUTPUT),
     Case("training", "BN in training mode", f"{_CONV}, {_norm(4)}",
          "c = Conv (x, w) y, next_mean, next_var = BatchNormalization <training_mode=1> (c, gamma, beta, mean, var)",
          left=1, must_stay=True, reason=Reason.NORMALISES_BY_BATCH_STATISTICS),
@@ -218,7 +219,7 @@ TRAPS = (
 )  # fmt: skip
 
 NOT_YET = (
-    Case("if-body", "Conv → BN in the body of an If", f"{_CONV}, bool[] flag, {_norm(4)}",
+    Case("if-body", "Conv → BN in the body of an If", f"{_CONV}, bool[1] flag, {_norm(4)}",
          "y = If (flag) <then_branch = yes () => (float[N,4,6,6] t) "
          f"{{ c = Conv (x, w) {_bn('t', 'c')} }}, else_branch = no () => (float[N,4,6,6] e) {{ e = Conv (x, w) }}>",
          data=("x", "flag"), left=1, reason=Reason.INSIDE_SUBGRAPH),
