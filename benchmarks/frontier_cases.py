@@ -81,6 +81,11 @@ class Case:
                 model.graph.input.remove(value)
         return model
 
+    @property
+    def can_go(self) -> bool:
+        """Whether every BatchNorm ought to go; for parameters that may be overridden, keeping it is as good."""
+        return not self.must_stay and not self.overridable
+
     def left_in(self, model: onnx.ModelProto) -> int:
         """How many BatchNorms are left in what a tool made of the model: those that the data still runs through."""
         kinds = [inner.op_type for node in data_path(model.graph) for inner in _with_bodies(node)]
@@ -198,7 +203,8 @@ TRAPS = (
          "float16[N,4,?,?] y", opset=15),
     Case("overridable", "weights the caller may override (IR 4)", f"{_CONV}, {_norm(4)}",
          f"c = Conv (x, w) {_bn('y', 'c')}", overridable=True, opset=9, ir_version=4,
-         note="to fold them is to take these inputs away; bnfold says so, and with keep_overridable=True leaves them"),
+         note="folding takes these inputs away, keeping is as good, so the sums leave it out; bnfold says so, "
+         "and with keep_overridable=True it keeps them"),
     Case("overflow", "float16 fold that would overflow",
          "float16[N,3,8,8] x, float16[4,3,3,3] large_w, float16[4] gamma, float16[4] beta, float16[4] mean, "
          "float16[4] tiny_var", "c = Conv (x, large_w) y = BatchNormalization (c, gamma, beta, mean, tiny_var)",

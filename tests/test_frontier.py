@@ -169,8 +169,8 @@ def test_the_table_has_a_row_for_each_case_and_sums_up() -> None:
     column["conv"] = Verdict("WRONG", 0, 1)
     table = frontier.rows({"bnfold": column}, markdown=True)
     assert table[1] == ["Conv → BN", "**WRONG**"]
-    assert [row[0] for row in table[-2:]] == ["nothing left, where nothing must stay", "wrong, invalid or failed"]
-    can_go = [case for case in CASES if not case.must_stay]
+    assert [row[0] for row in table[-2:]] == ["nothing left, where everything can go", "wrong, invalid or failed"]
+    can_go = [case for case in CASES if case.can_go]
     assert table[-2][1] == f"{sum(case.left == 0 for case in can_go) - 1} of {len(can_go)} rows"
     assert table[-1][1] == f"1 of {len(CASES)} rows"
     assert len(frontier.as_markdown(table).splitlines()) == len(CASES) + 4
