@@ -41,8 +41,8 @@ def pull_pad(operator: Operator, view: Pad, wanted: PlacedAffine, pending: Pendi
         return inner
     if v is None or not _pads_elsewhere(view, wanted):
         return Step({0: inner})
-    with np.errstate(all="ignore"):
-        return _with_value(operator, v, inner, inner.affine.scale * v + inner.affine.shift)
+    with np.errstate(all="ignore"):  # all output channels: those padded on the channel axis hold v too
+        return _with_value(operator, v, inner, wanted.affine.scale * v + wanted.affine.shift)
 
 
 def push_pad(operator: Operator, view: Pad, seen: PlacedAffine, pending: Pending) -> Step | Refusal:
@@ -55,7 +55,7 @@ def push_pad(operator: Operator, view: Pad, seen: PlacedAffine, pending: Pending
         return Step({0: outer})
     if not seen.affine.scale.all():
         return Refusal(Reason.SCALE_IS_ZERO, operator.name)
-    return _with_value(operator, v, outer, (v - seen.affine.shift) / seen.affine.scale)
+    return _with_value(operator, v, outer, (v - outer.affine.shift) / outer.affine.scale)
 
 
 def _value(operator: Operator, view: Pad, pending: Pending) -> float | None:
