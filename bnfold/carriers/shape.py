@@ -86,7 +86,7 @@ def reindex(placed: PlacedAffine, old: Shape, new: Shape) -> PlacedAffine | None
     old_sizes = _known([sizes_of.get(axis, old[axis]) for axis in old_axes])
     renamed = {g[1][0]: sizes_of[g[0][0]] for g in groups if len(g[0]) == len(g[1]) == 1}
     new_sizes = _known([renamed.get(axis, new[axis]) for axis in new_axes])
-    if old_sizes is None or new_sizes is None or prod(old_sizes) != prod(new_sizes):
+    if old_sizes is None or new_sizes is None or prod(old_sizes) != prod(new_sizes) or 0 in new_sizes:
         return None
     within = [sizes_of.get(axis, 1) for axis in old_axes]
     arrays = [
