@@ -36,7 +36,7 @@ class LocalCheck:
         batchnorms: What was folded in it.
         ratio: The largest error in units of the bound; at most 1 for a right fold. None if it could not be run.
         tensor: The output of the region with that error.
-        note: Why it could not be run; empty if it was.
+        note: Why it was not run: it could not be, or nobody reads what it computes; empty if it was.
     """
 
     batchnorms: tuple[str, ...]
@@ -90,6 +90,8 @@ def _first_that_runs(
     cutters: tuple[Cutter, Cutter], region: Region, choices: Sequence[Mapping[str, Any]], seed: int
 ) -> LocalCheck:
     """The test at the first sizes at which the region can be run."""
+    if not region.outputs:
+        return LocalCheck(region.batchnorms, 0.0, "", "nothing that anyone reads depends on it")
     outcome = LocalCheck(region.batchnorms, None, "", "no input sizes are known")
     for sizes in choices:
         outcome = _check_or_note(cutters, region, sizes, seed)
