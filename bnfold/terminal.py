@@ -1,0 +1,149 @@
+"""What people see on stderr: tables and a spinner, by rich. Useful at 80 columns, without colour, and in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from bnfold.decision import Decision, Folded, Kept, Reduced
+from bnfold.report.model import Report
+from bnfold.verification import Verification
+from bnfold.wording import (
+    count,
+    data_size,
+    divergence,
+    listed,
+    local_line,
+    outcome,
+    printable,
+    provider_name,
+    quick_line,
+    why_kept,
+)
+
+#: Kept BatchNorms that the summary lists; `inspect` lists all.
+_MOST_KEPT = 12
+
+Tell = Callable[[str], None]
+
+
+def open_console(quiet: bool) -> Console:
+    """stderr; `quiet` lets nothing through. Names are shown as they are: no markup, no emoji, no highlighting."""
+    return Console(stderr=True, quiet=quiet, markup=False, emoji=False, highlight=False)
+
+
+@contextmanager
+def progress(console: Console, start: str) -> Iterator[Tell]:
+    """Show what is being done, but only where a person watches."""
+    if console.quiet or not console.is_terminal or console.is_dumb_terminal:
+        yield lambda _: None
+        return
+    with console.status(printable(start)) as status:
+        yield lambda clause: status.update(printable(clause))
+
+
+def show_summary(console: Console, report: Report) -> None:
+    """A fold in a dozen lines: counts, sizes, checks, then what was kept and why."""
+    console.print(printable(report.model), style="bold")
+    _show_facts(console, [*_counts(report), *_sizes(report), *_checks(report.verification), *_notes(report.notes)])
+    kept = report.kept_batchnorms
+    if kept:
+        _show_table(console, ("kept", "why"), [(d, _reasons(d)) for d in kept[:_MOST_KEPT]])
+    if len(kept) > _MOST_KEPT:
+        console.print(f"  and {len(kept) - _MOST_KEPT} more: bnfold inspect lists them all")
+
+
+def show_decisions(console: Console, report: Report) -> None:
+    """One row for each BatchNorm, and each constant chain that is one in disguise."""
+    console.print(printable(report.model), style="bold")
+    if report.decisions:
+        _show_table(console, ("BatchNorm", "decision"), [(d, outcome(d)) for d in report.decisions])
+    _show_facts(console, [*_counts(report), *_sizes(report), *_notes(report.notes)])
+
+
+def show_verification(console: Console, verification: Verification) -> None:
+    """The lines of the check, for `bnfold verify`."""
+    _show_facts(console, _checks(verification))
+
+
+def _show_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="cyan")
+    grid.add_column(overflow="fold")
+    for label, text in facts:
+        grid.add_row(f"  {label}", printable(text), style="red" if label == "failed" else "")
+    console.print(grid)
+
+
+def _show_table(console: Console, titles: tuple[str, str], rows: Sequence[tuple[Decision, str]]) -> None:
+    """Name, channels and a clause; the name takes two fifths of the width at most."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(titles[0], overflow="fold", max_width=console.width * 2 // 5)
+    table.add_column("channels", justify="right", no_wrap=True)
+    table.add_column(titles[1], overflow="fold", ratio=1)
+    for decision, text in rows:
+        subject = decision.subject
+        disguise = "" if subject.is_batchnorm else f" ({subject.kind})"
+        style = "" if isinstance(decision, Folded) else "yellow"
+        table.add_row(
+            printable(subject.name + disguise), str(subject.channels or "?"), printable(text), style=style, end_section=False
+        )
+    console.print(table)
+
+
+def _reasons(kept: Kept) -> str:
+    return why_kept(kept.refusals) + (f"; remedy: {kept.remedy}" if kept.remedy else "")
+
+
+def _counts(report: Report) -> Iterator[tuple[str, str]]:
+    """How many went where; constant chains that stayed are no news."""
+    named = [d for d in report.decisions if d.subject.is_batchnorm]
+    chains = [d for d in report.decisions if not d.subject.is_batchnorm]
+    yield "BatchNorms", _tally(named) if named else "none"
+    if any(not isinstance(d, Kept) for d in chains):
+        yield "chains", f"{_tally(chains)} (constant Add, Sub, Mul, Div that act like a BatchNorm)"
+
+
+def _tally(decisions: Sequence[Decision]) -> str:
+    into = [d.direction for d in decisions if isinstance(d, Folded)]
+    figures = {
+        "folded into producers": into.count("pull"),
+        "folded into consumers": into.count("push"),
+        "reduced": sum(isinstance(d, Reduced) for d in decisions),
+        "kept": sum(isinstance(d, Kept) for d in decisions),
+    }
+    return ", ".join(f"{number} {what}" for what, number in figures.items() if number)
+
+
+def _sizes(report: Report) -> Iterator[tuple[str, str]]:
+    before, after = report.before, report.after
+    if after is None:
+        yield "operators", str(before.nodes)
+        yield "weights", data_size(before.bytes)
+        return
+    yield "operators", f"{before.nodes} -> {after.nodes}"
+    yield "weights", f"{data_size(before.bytes)} -> {data_size(after.bytes)}"
+
+
+def _checks(verification: Verification | None) -> Iterator[tuple[str, str]]:
+    if verification is None:
+        return
+    if verification.local:
+        yield "each fold", local_line(verification.local)
+    for local in verification.local:
+        if not local.passed:
+            what = f"{local.ratio:.3g} times its bound at {local.tensor}" if local.ratio is not None else local.note
+            yield "failed" if local.ratio is not None else "not run", f"{listed(local.batchnorms)}: {what}"
+    for quick in verification.quick:
+        yield "end to end", f"{provider_name(quick.provider)}: {quick_line(quick)}"
+        yield from (("note", note) for note in quick.notes)
+    if not verification.passed:
+        yield "failed", divergence(verification)
+
+
+def _notes(notes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    yield from (("note", note) for note in notes)
