@@ -1,3 +1,96 @@
-"""bnfold: recalibrates and folds inference BatchNorm, and proves the result equivalent."""
+"""bnfold: recalibrates and folds inference BatchNorm, and proves the result equivalent.
+
+>>> import bnfold
+>>> result = bnfold.fold("models/digits-darknet.onnx")
+>>> len(result.report.folded), len(result.report.kept)
+(11, 0)
+>>> bnfold.save(result.model, "/tmp/fused.onnx")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bnfold.affine import ChannelAffine
+    from bnfold.api import FoldResult, fold, inspect, load, save, verify
+    from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal, Subject
+    from bnfold.errors import (
+        BnfoldError,
+        DataError,
+        InternalError,
+        MachineError,
+        MissingPackageError,
+        ModelError,
+        ProviderError,
+        UsageError,
+        VerificationError,
+    )
+    from bnfold.frontends.onnx_pass import FoldBatchNormPass
+    from bnfold.report.model import Report, Size
+    from bnfold.verification import Verification
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "bnfold.affine": ("ChannelAffine",),
+    "bnfold.api": ("FoldResult", "fold", "inspect", "load", "save", "verify"),
+    "bnfold.decision": ("Decision", "Folded", "Kept", "Reason", "Reduced", "Refusal", "Subject"),
+    "bnfold.errors": (
+        "BnfoldError",
+        "DataError",
+        "InternalError",
+        "MachineError",
+        "MissingPackageError",
+        "ModelError",
+        "ProviderError",
+        "UsageError",
+        "VerificationError",
+    ),
+    "bnfold.frontends.onnx_pass": ("FoldBatchNormPass",),
+    "bnfold.report.model": ("Report", "Size"),
+    "bnfold.verification": ("Verification",),
+}
+
+__all__ = [
+    "BnfoldError",
+    "ChannelAffine",
+    "DataError",
+    "Decision",
+    "FoldBatchNormPass",
+    "FoldResult",
+    "Folded",
+    "InternalError",
+    "Kept",
+    "MachineError",
+    "MissingPackageError",
+    "ModelError",
+    "ProviderError",
+    "Reason",
+    "Reduced",
+    "Refusal",
+    "Report",
+    "Size",
+    "Subject",
+    "UsageError",
+    "Verification",
+    "VerificationError",
+    "fold",
+    "inspect",
+    "load",
+    "save",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: `import bnfold` itself loads no framework, and is fast."""
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -74,9 +74,14 @@ class ProviderError(MachineError):
 
 
 class VerificationError(BnfoldError):
-    """The folded model is not equivalent to the original; nothing was written."""
+    """The folded model is not equivalent to the original; nothing was written.
+
+    Attributes:
+        report: The `bnfold.report.model.Report` of the fold that failed; None where there is none.
+    """
 
     exit_code = 1
+    report: object = None
 
 
 class InternalError(BnfoldError):

@@ -1,35 +1,15 @@
 """Joins the two tests of equivalence: the local one proves each fold, the end-to-end one guards wiring and provider.
 
-Local: in float64, |folded - original| <= u * (|W'| * |x| + |b'|), u the unit round-off of the stored dtype.
+A model passes when no region's local test failed, every region could be run, and both models agree end to end on
+every provider that was asked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bnfold.localcheck import LocalCheck
 from bnfold.quickcheck import QuickCheck
-
-
-@dataclass(frozen=True)
-class LocalCheck:
-    """The local test of one region: folds that share an operator.
-
-    Attributes:
-        batchnorms: What was folded in it.
-        ratio: The largest error in units of the bound; at most 1 for a right fold. None if it could not be run.
-        tensor: The output of the region with that error.
-        note: Why it could not be run; empty if it was.
-    """
-
-    batchnorms: tuple[str, ...]
-    ratio: float | None
-    tensor: str
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the region was run and every element is within its bound."""
-        return self.ratio is not None and self.ratio <= 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +17,7 @@ class Verification:
     """Both tests.
 
     Attributes:
-        local: One entry for each region.
+        local: One entry for each region of folds; none when two files are compared that bnfold did not make.
         quick: One entry for each provider.
     """
 
@@ -46,10 +26,39 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
-        return all(check.passed for check in (*self.local, *self.quick))
+        """Whether everything was run and nothing differs."""
+        return all(local.passed for local in self.local) and all(quick.passed for quick in self.quick)
+
+    @property
+    def failed(self) -> bool:
+        """Whether something was run and differs; neither `passed` nor `failed` means that nothing was proven."""
+        return any(local.failed for local in self.local) or any(quick.failed for quick in self.quick)
 
     @property
     def providers(self) -> tuple[str, ...]:
         """The execution providers on which both models ran."""
         return tuple(check.provider for check in self.quick)
+
+    @property
+    def culprit(self) -> str:
+        """The first thing that differs, for people; empty when nothing does."""
+        for local in self.local:
+            if local.failed:
+                return (
+                    f"the fold of {', '.join(local.batchnorms)} is wrong at {local.tensor} ({local.ratio:.3g} bounds)"
+                )
+        for quick in self.quick:
+            if quick.failed:
+                return f"the first tensor that differs on {quick.provider} is {quick.first_divergence}"
+        return ""
+
+    @property
+    def doubt(self) -> str:
+        """Why nothing was proven, for people; empty when it was."""
+        for local in self.local:
+            if not local.passed and not local.failed:
+                return f"the fold of {', '.join(local.batchnorms)} could not be run by itself: {local.note}"
+        for quick in self.quick:
+            if not quick.passed and not quick.failed:
+                return next(reversed(quick.notes), f"nothing was compared on {quick.provider}")
+        return ""

@@ -5,6 +5,7 @@ Sizes that the model leaves anonymous at its inputs get a symbol each, so that i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from bnfold.graph import Shape
 class Shapes:
     """What is known about the values of one model's main graph, by name."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, sizes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        """Infer; `sizes` are shapes to assume for inputs, by name."""
         probe = model.clone()
         _forget(probe)
         for i, value in enumerate(probe.graph.inputs):
-            value.shape = _named(value.shape, i)
+            given = (sizes or {}).get(value.name or "")
+            value.shape = _named(value.shape, i) if given is None else ir.Shape(given)
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(probe)
         self._values = {v.name: v for v in ir.convenience.create_value_mapping(probe.graph).values()}
         self._shapes = {name: _shape(v) for name, v in self._values.items()}
@@ -29,6 +32,15 @@ class Shapes:
     def shape(self, value: ir.Value | None) -> Shape | None:
         """Sizes, symbols (equal symbols are equal sizes) and unknowns; None if the rank is unknown."""
         return None if value is None else self._shapes.get(value.name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all values."""
+        return tuple(name for name in self._shapes if name is not None)
+
+    def by_name(self, name: str) -> Shape | None:
+        """As `shape`, for the value called `name`."""
+        return self._shapes.get(name)
 
     def rank(self, value: ir.Value | None) -> int | None:
         """The number of axes; None if unknown."""

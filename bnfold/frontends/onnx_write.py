@@ -6,6 +6,7 @@ meaning changed gets a new name, so that equal names before and after mean equal
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,3 +94,20 @@ def _store_constant(graph: OnnxGraph, bench: Bench, index: int, positions: dict[
             node.attributes["value"] = ir.AttrFloat32("value", float(np.float32(value)))
         case Pad(dtype=dtype):
             editor.set_constant(node, 2, value, dtype)
+
+
+def record(model: ir.Model, plan: FoldPlan, providers: tuple[str, ...]) -> None:
+    """Say in the model's metadata what was folded and where the result was verified; nothing folded, nothing said."""
+    if not plan.bench.folds:
+        return
+    entries = [
+        {
+            "batchnorms": [s.name for s in fold.source.subjects],
+            "direction": fold.direction,
+            "into": [op.name for op in fold.into],
+        }
+        for fold in plan.bench.folds
+    ]
+    earlier = json.loads(model.metadata_props.get("bnfold.folds", "[]"))
+    model.metadata_props["bnfold.folds"] = json.dumps([*earlier, *entries])
+    model.metadata_props["bnfold.verified"] = ", ".join(providers) or "no"

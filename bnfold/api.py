@@ -1,0 +1,207 @@
+"""What bnfold does, as functions: load, inspect, fold, verify, save.
+
+The command line calls these and nothing else. Nothing here prints; long work tells a `progress` callback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from bnfold.decision import Decision
+from bnfold.errors import MachineError, UsageError, VerificationError
+from bnfold.folding import FoldPlan, plan
+from bnfold.frontends.onnx_files import load, save
+from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.frontends.onnx_write import record, write
+from bnfold.localcheck import LocalCheck, local_check
+from bnfold.quickcheck import QuickCheck, quick_check
+from bnfold.report.model import Report, Size
+from bnfold.verification import Verification
+
+__all__ = ["FoldResult", "fold", "inspect", "load", "save", "verify"]
+
+#: A model in memory, or the path of an ONNX file.
+ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
+Progress: TypeAlias = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class FoldResult:
+    """A folded model and what happened.
+
+    Attributes:
+        model: The folded model; the original is as it was.
+        report: Decisions, sizes and verification.
+    """
+
+    model: ir.Model
+    report: Report
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """One for each BatchNorm (and constant chain that is one in disguise), in topological order."""
+        return self.report.decisions
+
+
+def inspect(
+    model: ModelLike,
+    *,
+    only: str | None = None,
+    keep: str | None = None,
+    keep_overridable: bool = False,
+    simplify: bool = False,
+) -> Report:
+    """What `fold` would do with `model`, which stays as it is.
+
+    Args:
+        model: A model, or the path of an ONNX file.
+        only: A regular expression; BatchNorms in whose name it is not found are kept.
+        keep: A regular expression; BatchNorms in whose name it is found are kept.
+        keep_overridable: Leave initializers alone that are also graph inputs, which a caller may override.
+        simplify: Run onnxsim first (without its own BatchNorm fusion), to uncover constants.
+
+    Raises:
+        UsageError: `only` or `keep` is no regular expression; the file does not exist.
+        ModelError: The file is not an ONNX model that can be read.
+        MissingPackageError: onnxsim is wanted and not installed.
+    """
+    original, name, notes = _opened(model, simplify)
+    planned = plan(OnnxGraph(original, keep_overridable=keep_overridable), _selection(only, keep))
+    return Report(name, planned.decisions, _size(original), notes=notes)
+
+
+def fold(  # noqa: PLR0913
+    model: ModelLike,
+    *,
+    only: str | None = None,
+    keep: str | None = None,
+    keep_overridable: bool = False,
+    simplify: bool = False,
+    verify: bool = True,
+    providers: Sequence[str] = ("cpu",),
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> FoldResult:
+    """Fold every BatchNorm of `model` that exact arithmetic allows, and prove the result equivalent.
+
+    Args:
+        model: A model, which stays as it is, or the path of an ONNX file.
+        only: As `inspect`.
+        keep: As `inspect`.
+        keep_overridable: As `inspect`.
+        simplify: As `inspect`.
+        verify: Whether to check the result; without it, the metadata of the model says that it was not.
+        providers: Execution providers of onnxruntime to check on: "cpu", "cuda".
+        shapes: Shapes of inputs by name, where the model leaves them open.
+        seed: Seed of the inputs of the check.
+        progress: Told what is being done, one clause at a time.
+
+    Raises:
+        UsageError, ModelError, MissingPackageError: As `inspect`.
+        VerificationError: The folded model is not equivalent; its `report` says where.
+        MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
+    """
+    original, name, notes = _opened(model, simplify)
+    folded = original.clone()
+    graph = OnnxGraph(folded, keep_overridable=keep_overridable)
+    planned = plan(graph, _selection(only, keep))
+    written = write(graph, planned)
+    notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
+    notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
+    report = Report(name, planned.decisions, _size(original), _size(folded), notes=notes)
+    if verify:
+        check = _Check(providers, shapes, seed, progress)
+        checked = Verification(check.local(original, folded, planned), check.quick(original, folded))
+        report = Report(name, planned.decisions, report.before, report.after, checked, notes)
+        _demand(report)
+    record(folded, planned, report.verification.providers if report.verification else ())
+    return FoldResult(folded, report)
+
+
+def verify(  # noqa: PLR0913
+    before: ModelLike,
+    after: ModelLike,
+    *,
+    providers: Sequence[str] = ("cpu",),
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Verification:
+    """Run two models on the same inputs, unoptimised, and compare their outputs and inner tensors of equal name.
+
+    Args and errors as `fold`; a difference is no error here but in the result.
+    """
+    old, new = (_opened(model, simplify=False)[0] for model in (before, after))
+    return Verification((), _Check(providers, shapes, seed, progress).quick(old, new))
+
+
+def _opened(model: ModelLike, simplify: bool) -> tuple[ir.Model, str, tuple[str, ...]]:
+    """The model, its name for the report, and what was done to it."""
+    opened = model if isinstance(model, ir.Model) else load(model)
+    name = (opened.graph.name or "model") if isinstance(model, ir.Model) else Path(model).name
+    if not simplify:
+        return opened, name, ()
+    from bnfold.frontends.onnx_simplify import simplified  # noqa: PLC0415  # an extra
+
+    simpler = simplified(opened)
+    return simpler, name, (f"onnxsim left {len(simpler.graph)} of {len(opened.graph)} nodes",)
+
+
+def _selection(only: str | None, keep: str | None) -> Callable[[str], bool]:
+    include, exclude = _pattern(only, "only"), _pattern(keep, "keep")
+    return lambda name: (include is None or bool(include.search(name))) and not (exclude and exclude.search(name))
+
+
+def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
+    try:
+        return None if text is None else re.compile(text)
+    except re.error as error:
+        raise UsageError(f"{text!r} is no regular expression: {error}", where=option) from error
+
+
+@dataclass(frozen=True)
+class _Check:
+    """How to verify: providers, shapes of inputs, seed, and whom to tell."""
+
+    providers: Sequence[str]
+    shapes: Mapping[str, tuple[int, ...]] | None
+    seed: int
+    progress: Progress | None
+
+    def local(self, before: ir.Model, after: ir.Model, planned: FoldPlan) -> tuple[LocalCheck, ...]:
+        regions, shapes, seed, tell = planned.regions, self.shapes, self.seed, self.progress
+        return tuple(local_check(before, after, regions, shapes=shapes, seed=seed, progress=tell))
+
+    def quick(self, before: ir.Model, after: ir.Model) -> tuple[QuickCheck, ...]:
+        old, new = ir.to_proto(before), ir.to_proto(after)
+        shapes, seed, tell = self.shapes, self.seed, self.progress
+        runs = (quick_check(old, new, provider=p, shapes=shapes, seed=seed, progress=tell) for p in self.providers)
+        return tuple(runs)
+
+
+def _demand(report: Report) -> None:
+    """Nothing wrong gets out, and nothing unproven either."""
+    checked = report.verification
+    assert checked is not None
+    if checked.failed:
+        failure = VerificationError(f"the folded model differs: {checked.culprit}", where=report.model)
+        failure.report = report
+        raise failure
+    if not checked.passed:
+        remedy = "--no-verify writes the model without this proof"
+        raise MachineError(f"nothing is proven: {checked.doubt}", where=report.model, remedy=remedy)
+
+
+def _size(model: ir.Model) -> Size:
+    nodes = [node for graph in model.graphs() for node in graph]
+    batchnorms = sum(node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx") for node in nodes)
+    tensors = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
+    return Size(len(model.graph), batchnorms, sum(t.nbytes for t in tensors if t is not None))

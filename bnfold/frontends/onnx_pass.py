@@ -1,0 +1,41 @@
+"""The fold as an `onnx_ir` pass, for pipelines that are built of passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from bnfold.decision import Decision
+from bnfold.folding import plan
+from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.frontends.onnx_write import record, write
+
+
+class FoldBatchNormPass(ir.passes.InPlacePass):
+    """Folds every BatchNorm of the main graph that exact arithmetic allows, in place and without verification.
+
+    1. A BatchNorm with a legal route is folded; so is a constant per-channel Mul-Add chain.
+    2. Any other is left as it is; `decisions` says why.
+    3. A model without a fold is left unchanged, byte for byte.
+
+    Attributes:
+        wanted: Which BatchNorms may be folded, by name.
+        keep_overridable: Whether initializers that are also graph inputs are left alone.
+        decisions: What became of each BatchNorm in the last call.
+    """
+
+    def __init__(self, wanted: Callable[[str], bool] = lambda _name: True, *, keep_overridable: bool = False) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.keep_overridable = keep_overridable
+        self.decisions: tuple[Decision, ...] = ()
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Fold `model` in place."""
+        graph = OnnxGraph(model, keep_overridable=self.keep_overridable)
+        planned = plan(graph, self.wanted)
+        write(graph, planned)
+        record(model, planned, ())
+        self.decisions = planned.decisions
+        return ir.passes.PassResult(model, modified=bool(planned.bench.folds))

@@ -1,0 +1,82 @@
+"""Cuts the region of a fold out of a model, as a small model of its own with the same boundary names.
+
+A cut goes back from the outputs to the region's inputs. Shapes that are computed at run time are computed in the region
+too, back to the tensor whose shape is asked for; any tensor of that shape will do there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.frontends.onnx_context import is_float
+from bnfold.frontends.onnx_kernels_run import inlined
+from bnfold.frontends.onnx_shapes import Shapes
+
+
+class Cutter:
+    """One model, ready to be cut; its functions are inlined."""
+
+    def __init__(self, model: ir.Model) -> None:
+        proto = ir.to_proto(model)
+        self._model = inlined(proto) if proto.functions else proto
+        shapes = Shapes(model)
+        known = ir.convenience.create_value_mapping(model.graph)
+        self._dtypes = {name: shapes.dtype(value) for name, value in known.items()}
+        graph = self._model.graph
+        self._places = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+
+    def cut(self, inputs: Iterable[str], outputs: Iterable[str]) -> onnx.ModelProto:
+        """The nodes between the floating-point values `inputs` and `outputs`; what else is read is an input as well."""
+        wanted = list(outputs)
+        ends = {name for name in inputs if is_float(self._dtypes.get(name))}
+        free, places, tensors, asked = self._walk(wanted, ends)
+        computed = {name for i in places for name in self._model.graph.node[i].output}
+        free |= {name for name in asked if name not in computed and name not in self._initializers}
+        tensors |= {name for name in asked if name in self._initializers}
+        return self._assemble(sorted(places), sorted(free), sorted(tensors), wanted)
+
+    def _walk(self, wanted: list[str], ends: set[str]) -> tuple[set[str], set[int], set[str], set[str]]:
+        free: set[str] = set()
+        places: set[int] = set()
+        tensors: set[str] = set()
+        asked: set[str] = set()
+        pending, seen = list(wanted), set[str]()
+        while pending:
+            name = pending.pop()
+            if name in seen or not name:
+                continue
+            seen.add(name)
+            if name in ends or (name not in self._places and name not in self._initializers):
+                free.add(name)
+            elif name in self._initializers:
+                tensors.add(name)
+            else:
+                places.add(self._places[name])
+                node = self._model.graph.node[self._places[name]]
+                (asked.update if _asks_for_shape(node) else pending.extend)(node.input)
+        return free, places, tensors, asked
+
+    def _assemble(self, places: list[int], free: list[str], tensors: list[str], outputs: list[str]) -> onnx.ModelProto:
+        nodes = [self._model.graph.node[i] for i in places]
+        graph = onnx.helper.make_graph(
+            nodes,
+            "region",
+            [self._info(name) for name in free],
+            [self._info(name) for name in outputs],
+            [self._initializers[name] for name in tensors],
+        )
+        opsets, version = self._model.opset_import, self._model.ir_version
+        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=version)
+
+    def _info(self, name: str) -> onnx.ValueInfoProto:
+        dtype = self._dtypes.get(name)
+        kind = onnx.TensorProto.FLOAT if dtype is None else onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        return onnx.helper.make_tensor_value_info(name, kind, None)
+
+
+def _asks_for_shape(node: onnx.NodeProto) -> bool:
+    return node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx")

@@ -1,0 +1,28 @@
+"""onnxsim before folding, to uncover constants; its own BatchNorm fusion stays off, so that bnfold decides every fold."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.errors import MissingPackageError, ModelError
+
+
+def simplified(model: ir.Model) -> ir.Model:
+    """What onnxsim makes of `model`, every BatchNorm kept.
+
+    Raises:
+        MissingPackageError: onnxsim is not installed.
+        ModelError: onnxsim cannot simplify the model.
+    """
+    try:
+        import onnxsim  # type: ignore[import-untyped]  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise MissingPackageError("onnxsim is not installed", remedy='pip install "bnfold[sim]"') from error
+    try:
+        simpler, _checked = onnxsim.simplify(ir.to_proto(model), skip_fuse_bn=True)
+    except Exception as error:
+        what = f"onnxsim cannot simplify the model ({type(error).__name__})"
+        raise ModelError(what, remedy="leave out --simplify") from error
+    assert isinstance(simpler, onnx.ModelProto)
+    return ir.from_proto(simpler)

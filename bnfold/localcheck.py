@@ -1,0 +1,186 @@
+"""The local test: every region of folds, cut out of both models, computes the same in float64 on the same inputs.
+
+Each element must satisfy `|folded - original| <= u*(|W'|*|x| + |b'|)`, u the unit round-off of the stored dtype: one
+rounding of each stored number, and nothing more. To that comes the rounding of the float64 arithmetic itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from bnfold.affine import Float64Array
+from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs
+from bnfold.errors import BnfoldError
+from bnfold.folding import Region
+from bnfold.frontends.onnx_float64 import in_float64
+from bnfold.frontends.onnx_kernels_run import evaluate
+from bnfold.frontends.onnx_magnitude import magnitude_model
+from bnfold.frontends.onnx_regions import Cutter
+from bnfold.frontends.onnx_shapes import Shapes
+from bnfold.graph import Shape
+from bnfold.rounding import unit_roundoff
+
+_DOUBLE = 2.0**-53
+
+
+@dataclass(frozen=True)
+class LocalCheck:
+    """The local test of one region: folds that share an operator.
+
+    Attributes:
+        batchnorms: What was folded in it.
+        ratio: The largest error in units of the bound; at most 1 for a right fold. None if it could not be run.
+        tensor: The output of the region with that error.
+        note: Why it could not be run; empty if it was.
+    """
+
+    batchnorms: tuple[str, ...]
+    ratio: float | None
+    tensor: str
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """The region was run and every element is within its bound."""
+        return self.ratio is not None and self.ratio <= 1
+
+    @property
+    def failed(self) -> bool:
+        """The region was run and an element is beyond its bound."""
+        return self.ratio is not None and not self.ratio <= 1
+
+
+def local_check(  # noqa: PLR0913
+    before: ir.Model,
+    after: ir.Model,
+    regions: Sequence[Region],
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[LocalCheck]:
+    """Test each region on seeded inputs of both signs and on impulses at the corners.
+
+    Args:
+        before: The original; not changed.
+        after: The folded model, with equal names for equal values; not changed.
+        regions: What the plan says belongs together.
+        shapes: Shapes of model inputs by name, where the model leaves them open.
+        seed: Seed of the inputs.
+        progress: Told what is being done.
+    """
+    cutters = Cutter(before), Cutter(after)
+    sizes = _sizes(before, regions, dict(shapes or {}))
+    for region in regions:
+        if progress is not None:
+            progress(f"checking the fold of {region.batchnorms[0]}")
+        try:
+            yield _check(cutters, region, sizes, seed)
+        except BnfoldError as error:
+            yield LocalCheck(region.batchnorms, None, "", str(error))
+
+
+def _sizes(model: ir.Model, regions: Sequence[Region], overrides: dict[str, tuple[int, ...]]) -> Mapping[str, Shape]:
+    """The shape of every value at the first input sizes at which all inputs of the regions have one."""
+    wanted = {name for region in regions for name in region.inputs}
+    specs = read_inputs(ir.to_proto(model))
+    best: dict[str, Shape] = {}
+    for spatial in SPATIAL_SIZES:
+        filled = fill_shapes(specs, batch=2, spatial=spatial, overrides=overrides)
+        inferred = Shapes(model, filled)
+        shapes = ((name, inferred.by_name(name)) for name in inferred.names)
+        known = {name: shape for name, shape in shapes if shape is not None and _is_static(shape)}
+        best = max(best, known, key=lambda sizes: len(wanted & set(sizes)))
+        if wanted <= set(known):
+            break
+    return best
+
+
+def _is_static(shape: Shape) -> bool:
+    return all(isinstance(size, int) and size > 0 for size in shape)
+
+
+def _check(cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, Any], seed: int) -> LocalCheck:
+    old, new = (cutter.cut(region.inputs, region.outputs) for cutter in cutters)
+    roundoff = _coarsest(new)
+    wide = in_float64(old), in_float64(new)
+    bounds = magnitude_model(old, roundoff), magnitude_model(new, roundoff)
+    slack = _DOUBLE * (64 + max(_terms(old), _terms(new)))
+    worst, tensor = 0.0, region.outputs[0]
+    for feeds in _feeds([*old.graph.input, *new.graph.input], sizes, seed):
+        results = [evaluate(model, _of(model, feeds)) for model in wide]
+        sizes_of_terms = [evaluate(model, _of(model, {k: np.abs(v) for k, v in feeds.items()})) for model in bounds]
+        for name in region.outputs:
+            terms = [np.asarray(s[name], np.float64) for s in sizes_of_terms]
+            bound = roundoff * terms[1] + slack * (terms[0] + terms[1])
+            ratio = _ratio(results[0][name], results[1][name], bound)
+            if not ratio <= worst:
+                worst, tensor = ratio, name
+    return LocalCheck(region.batchnorms, worst, tensor)
+
+
+def _ratio(before: npt.NDArray[Any], after: npt.NDArray[Any], bound: Float64Array) -> float:
+    """The largest error in units of the bound; infinite where the kinds (finite, inf, NaN) differ."""
+    if before.shape != after.shape:
+        return np.inf
+    same = (before == after) | (np.isnan(before) & np.isnan(after))
+    with np.errstate(all="ignore"):
+        ratio = np.where(same, 0.0, np.abs(after - before) / bound)
+    return float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0))
+
+
+def _of(model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {value.name: feeds[value.name] for value in model.graph.input}
+
+
+def _coarsest(model: onnx.ModelProto) -> float:
+    """The largest unit round-off among the stored numbers."""
+    dtypes = {onnx.helper.tensor_dtype_to_np_dtype(t.data_type) for t in model.graph.initializer}
+    floats = [d for d in dtypes if d.kind == "f" or d.name == "bfloat16"]
+    return max((unit_roundoff(d) for d in floats), default=unit_roundoff(np.dtype(np.float32)))
+
+
+def _terms(model: onnx.ModelProto) -> int:
+    """The most products that one output of a linear operator adds up."""
+    return max(
+        (int(np.prod(t.dims)) // max(min(t.dims), 1) for t in model.graph.initializer if len(t.dims) > 1), default=1
+    )
+
+
+def _feeds(
+    inputs: list[onnx.ValueInfoProto], sizes: Mapping[str, tuple[int, ...]], seed: int
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Standard normal numbers, then impulses of both signs at the corners; whole numbers are 0 or 1."""
+    kinds = {value.name: value.type.tensor_type.elem_type for value in inputs}
+    missing = sorted(name for name in kinds if name not in sizes)
+    if missing:
+        raise BnfoldError("its shape is not known, so that the fold cannot be run by itself", where=missing[0])
+    for make in (_normal, _impulses):
+        generator = np.random.default_rng(seed)
+        yield {name: make(generator, sizes[name], kind) for name, kind in sorted(kinds.items())}
+
+
+def _normal(generator: np.random.Generator, shape: tuple[int, ...], kind: int) -> npt.NDArray[Any]:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    if dtype.kind in "iub":
+        return generator.integers(0, 2, shape).astype(dtype)
+    return generator.standard_normal(shape)
+
+
+def _impulses(generator: np.random.Generator, shape: tuple[int, ...], kind: int) -> npt.NDArray[Any]:
+    """Zero but for the first and last index of every axis from the third on."""
+    values = _normal(generator, shape, kind)
+    if values.dtype != np.float64 or len(shape) < 3:
+        return values
+    corner = np.ones(shape, bool)
+    for axis, size in enumerate(shape[2:], start=2):
+        index = np.arange(size).reshape((-1,) + (1,) * (len(shape) - axis - 1))
+        corner &= (index == 0) | (index == size - 1)
+    return np.where(corner, 16 * values, 0.0)

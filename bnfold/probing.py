@@ -1,0 +1,159 @@
+"""Two models made comparable: every inner tensor becomes an output, and decisions become inputs.
+
+A decision (TopK, ArgMax, Round, a random draw) may jump for a rounding, so both models are fed the outcome the original
+came to: `before(x, d(x))` against `after(x, d(x))`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bnfold.comparison import UNIT_ROUNDOFF
+from bnfold.dataflow import FLOATS, Dataflow, descendants, trace
+from bnfold.runtime import Session, open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A model whose every inner tensor is an output.
+
+    Attributes:
+        graph: Its graph.
+        session: Ready to run.
+        flow: Where rounding can reach.
+        jumping: Names of the values that follow a decision which is still in the graph, its outcome included.
+    """
+
+    graph: onnx.GraphProto
+    session: Session
+    flow: Dataflow
+    jumping: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two models ready to be compared.
+
+    Attributes:
+        original: The original with its decisions, every inner tensor an output.
+        before: The original with the decisions cut out; the same object as `original` when there are none.
+        after: The folded model with the same decisions cut out.
+        cut: Names of the decisions' outcomes; inputs of `before` and `after`.
+        outputs: Names of the outputs that can be compared.
+        inner: Names of the inner tensors that can be compared, in the original's topological order.
+        retyped: Type before and after of every output whose type changed.
+    """
+
+    original: Probe
+    before: Probe
+    after: Probe
+    cut: tuple[str, ...]
+    outputs: tuple[str, ...]
+    inner: tuple[str, ...]
+    retyped: Mapping[str, tuple[str, str]]
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Everything that can be compared."""
+        return (*self.inner, *self.outputs)
+
+    def accuracy(self, name: str) -> str | None:
+        """The coarsest floating-point type on the way to a value in either model; None where no such type is known."""
+        flows = (self.before.flow, self.after.flow)
+        return max((flow.coarsest[name] for flow in flows if name in flow.coarsest), key=_roundoff, default=None)
+
+
+def pair_up(before: onnx.ModelProto, after: onnx.ModelProto, provider: str) -> Pair:
+    """Prepare both models for a comparison; neither is changed.
+
+    Raises:
+        MissingPackageError, ProviderError: As `bnfold.runtime.open_session`.
+    """
+    original, folded = _probe(before, {}, provider), _probe(after, {}, provider)
+    wanted = [output.name for output in before.graph.output]
+    types = (original.session.types, folded.session.types)
+    retyped = {name: (types[0][name], types[1][name]) for name in wanted if types[0][name] != types[1][name]}
+    shared = set(_decisions(original)) & set(_decisions(folded))
+    # Only tensors can be fed; a decision that yields a sequence stays, and what follows it is left out.
+    tensors = sorted(outcome for outcome in shared if all(_is_tensor(types[0][name]) for name in outcome))
+    cut = tuple(name for outcome in tensors for name in outcome)
+    if set(_node_outputs(original.graph)) <= set(cut) or set(_node_outputs(folded.graph)) <= set(cut):
+        # Nothing but decisions: onnxruntime takes no graph without nodes, and nothing is left to compare.
+        return Pair(original, original, folded, cut, (), (), retyped)
+    reference = _probe(before, {name: types[0][name] for name in cut}, provider) if cut else original
+    folded = _probe(after, {name: types[0][name] for name in cut}, provider) if cut else folded
+    usable = _usable(reference) & _usable(folded) - set(cut)
+    inner = tuple(
+        name for name in _node_outputs(reference.graph) if name in usable and _is_inner(reference, name, wanted)
+    )
+    outputs = tuple(name for name in wanted if name in usable)
+    return Pair(original, reference, folded, cut, outputs, inner, retyped)
+
+
+def _probe(model: onnx.ModelProto, fed: Mapping[str, str], provider: str) -> Probe:
+    """A probe of a copy of the model whose nodes that compute `fed` (type by name) are replaced by inputs."""
+    import onnx  # noqa: PLC0415
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    kept = [node for node in graph.node if not set(node.output) & set(fed)]
+    outputs = [value for value in graph.output if value.name not in fed]
+    graph.ClearField("node")
+    graph.ClearField("output")
+    graph.node.extend(kept)
+    graph.output.extend(outputs)
+    for name, kind in fed.items():
+        graph.input.append(onnx.helper.make_tensor_value_info(name, _element(kind), None))
+    for node in graph.node:
+        # The provider's record of who ran what goes by names.
+        node.name = node.name or next(iter(node.output), "")
+    held = {output.name for output in outputs}
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in _node_outputs(graph) if name not in held)
+    session = open_session(copy, provider)
+    for tensor in graph.initializer:
+        tensor.ClearField("raw_data")  # the session has its own
+    flow = trace(graph, session.types)
+    sources = {name for position in flow.decisions for name in graph.node[position].output if name}
+    return Probe(graph, session, flow, frozenset(descendants(graph, sources)))
+
+
+def _node_outputs(graph: onnx.GraphProto) -> tuple[str, ...]:
+    return tuple(name for node in graph.node for name in node.output if name)
+
+
+def _decisions(probe: Probe) -> tuple[tuple[str, ...], ...]:
+    """The outcomes of every decision, one tuple per node."""
+    nodes = [probe.graph.node[position] for position in probe.flow.decisions]
+    return tuple(tuple(filter(None, node.output)) for node in nodes)
+
+
+def _usable(probe: Probe) -> set[str]:
+    """Names of the outputs of a probe that are tensors and follow no decision that is still in the graph."""
+    names = {output.name for output in probe.graph.output}
+    return {name for name in names - probe.jumping if _is_tensor(probe.session.types[name])}
+
+
+def _is_inner(probe: Probe, name: str, outputs: list[str]) -> bool:
+    return name not in outputs and name in probe.flow.inexact and probe.session.types[name] in FLOATS
+
+
+def _is_tensor(kind: str) -> bool:
+    return "(" not in kind
+
+
+def _element(kind: str) -> int:
+    """ONNX's number of an element type known by NumPy's name."""
+    import onnx  # noqa: PLC0415
+
+    return int(onnx.TensorProto.DataType.Value({"float32": "FLOAT", "float64": "DOUBLE"}.get(kind, kind.upper())))
+
+
+def _roundoff(kind: str) -> float:
+    return UNIT_ROUNDOFF[kind]

@@ -1,0 +1,300 @@
+"""The end-to-end check: both models run on the same inputs, and every tensor of equal name must be equal.
+
+Decisions (TopK, ArgMax, Round, random draws) may jump for a rounding. So their outcome is taken from the original's run
+in both models: what feeds a decision is compared, what follows it is compared given the same decision, and only the
+decision's own outcome is left out. `before(x, d(x))` against `after(x, d(x))`, with `d(x)` from `before`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF, TensorComparison, compare, measure_noise, movement
+from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs, size_choices, synthesise
+from bnfold.dataflow import FLOATS, descendants, last_before
+from bnfold.errors import ProviderError
+from bnfold.probing import Pair, pair_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import onnx
+    from numpy.typing import NDArray
+
+    Arrays = dict[str, NDArray[np.generic]]
+
+#: An output that moves by less than this many tolerances when the input is another one proves nothing.
+ALIVE = 10.0
+#: The original's own repetition must agree ten times better than the tolerance, or the tensor counts as random.
+REPEATABLE = 0.1
+
+
+@dataclass(frozen=True)
+class QuickCheck:
+    """The outcome of the end-to-end check.
+
+    Attributes:
+        provider: "cpu" or "cuda".
+        comparisons: The models' outputs, the worst run of each.
+        inner: Surviving inner tensors of equal name, the worst run of each, in topological order.
+        notes: What was left out, and why; full sentences.
+        runs: Shapes of the inputs of every run.
+        first_divergence: Name of the first tensor in topological order that failed; None when none did.
+        failed: Something was compared and differs.
+        proves: At least one tensor that responds to the input was compared at an output, or right before the decisions
+            that an output depends on.
+    """
+
+    provider: str
+    comparisons: tuple[TensorComparison, ...]
+    inner: tuple[TensorComparison, ...]
+    notes: tuple[str, ...]
+    runs: tuple[Mapping[str, tuple[int, ...]], ...]
+    first_divergence: str | None
+    failed: bool
+    proves: bool
+
+    @property
+    def passed(self) -> bool:
+        """Something that can fail was compared, and nothing failed."""
+        return self.proves and not self.failed
+
+    @property
+    def in_doubt(self) -> bool:
+        """Every failure is one that rounding alone could explain: ask the oracle before blaming the fold."""
+        failures = [entry for entry in (*self.comparisons, *self.inner) if entry.failed]
+        return bool(failures) and all(entry.ill_conditioned for entry in failures)
+
+
+@dataclass
+class _Findings:
+    """What the runs showed so far: the worst comparison by name; which tensors are random, which follow the input."""
+
+    worst: dict[str, TensorComparison] = field(default_factory=dict)
+    random: set[str] = field(default_factory=set)
+    alive: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+def quick_check(  # noqa: PLR0913
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    *,
+    provider: str = "cpu",
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> QuickCheck:
+    """Run both models, unoptimised, on the same seeded inputs and compare their outputs and inner tensors.
+
+    Args:
+        before: The original with its weights loaded; not changed.
+        after: The folded model, likewise.
+        provider: "cpu" or "cuda".
+        shapes: Shapes of inputs by name, where the model leaves them open.
+        seed: Seed of the inputs.
+        progress: Told what is being done, one clause at a time.
+
+    Raises:
+        MissingPackageError, ProviderError: The models cannot be run there.
+        DataError, UsageError: No input can be made up, or `shapes` contradicts the model.
+    """
+    tell, overrides = progress or (lambda _: None), dict(shapes or {})
+    interface = compare_interfaces(before.graph, after.graph)
+    if interface:
+        return QuickCheck(provider, interface, (), (), (), interface[0].name, failed=True, proves=True)
+    specs = read_inputs(before)
+    fill_shapes(specs, batch=2, spatial=SPATIAL_SIZES[0], overrides=overrides)
+    tell("loading both models")
+    pair, findings = pair_up(before, after, provider), _Findings()
+    runs: list[Mapping[str, tuple[int, ...]]] = []
+    sizes: tuple[int, int] | None = None
+    while len(runs) < 2 and (candidates := size_choices(specs, overrides, sizes)):
+        draw = partial(synthesise, specs, overrides=overrides)
+        found = _run_original(pair, candidates, partial(draw, seed=seed + 2 * len(runs)), optional=bool(runs))
+        if found is None:
+            findings.notes.append("The model refuses a second batch or image size, so one size was run.")
+            break
+        sizes, feeds, values = found
+        tell(f"comparing at {', '.join(f'{name} {value.shape}' for name, value in feeds.items())}")
+        other = draw(seed=seed + 2 * len(runs) + 1, batch=sizes[0], spatial=sizes[1]) if not runs else None
+        _examine(pair, findings, feeds, values, other)
+        runs.append({name: value.shape for name, value in feeds.items()})
+    return _conclude(pair, findings, before.graph, tuple(runs))
+
+
+def compare_interfaces(before: onnx.GraphProto, after: onnx.GraphProto) -> tuple[TensorComparison, ...]:
+    """A failed comparison for every input or output whose name, order or type (of inputs) changed."""
+    failures = []
+    for what, old, new in (
+        ("input", _inputs(before), _inputs(after)),
+        ("output", {value.name: 0 for value in before.output}, {value.name: 0 for value in after.output}),
+    ):
+        notes = {name: f"the {what} is gone" for name in old if name not in new}
+        notes |= {name: f"the {what} is new" for name in new if name not in old}
+        notes |= {name: f"the {what} changed its type" for name in old if name in new and old[name] != new[name]}
+        if not notes and list(old) != list(new):
+            notes[next(iter(old))] = f"the order of the {what}s changed to {', '.join(new)}"
+        failures += [_failure(name, note) for name, note in notes.items()]
+    return tuple(failures)
+
+
+def _inputs(graph: onnx.GraphProto) -> dict[str, int]:
+    """Element type of every input that a caller must feed."""
+    held = {tensor.name for tensor in graph.initializer}
+    return {value.name: value.type.tensor_type.elem_type for value in graph.input if value.name not in held}
+
+
+def _failure(name: str, note: str, kind: str = "") -> TensorComparison:
+    return TensorComparison(name, (), kind, float("inf"), 0.0, 0.0, note=note)
+
+
+def _run_original(
+    pair: Pair, candidates: Sequence[tuple[int, int]], draw: Callable[..., Arrays], *, optional: bool
+) -> tuple[tuple[int, int], Arrays, Arrays] | None:
+    """The first sizes that the original accepts, its inputs and its values; None if it accepts none and need not."""
+    refusals = []
+    for batch, spatial in candidates:
+        feeds = draw(batch=batch, spatial=spatial)
+        try:
+            return (batch, spatial), feeds, pair.original.session.run((*pair.compared, *pair.cut), feeds)
+        except ProviderError as error:
+            refusals.append(error)
+    if optional:
+        return None
+    raise refusals[0]
+
+
+def _examine(pair: Pair, findings: _Findings, feeds: Arrays, values: Arrays, other: Arrays | None) -> None:
+    """One run: what is random, what responds to the `other` input (first run only), how noisy it is, and what moved."""
+    decided = {name: values[name] for name in pair.cut}
+    if other is not None:
+        repeated = pair.before.session.run(pair.compared, feeds | decided)
+        findings.random |= {name for name in pair.compared if not _repeats(pair, name, values[name], repeated[name])}
+        del repeated
+        moved = pair.original.session.run(pair.compared, other)
+        findings.alive |= {name for name in pair.compared if _responds(pair, name, values[name], moved[name])}
+        del moved
+    perturbed = pair.before.session.run(pair.compared, _perturb(feeds, _coarsest(pair)) | decided)
+    noise = {name: measure_noise(values[name], perturbed[name]) for name in pair.compared}
+    del perturbed
+    result = pair.after.session.run(pair.compared, feeds | decided)
+    for name in pair.compared:
+        now = compare(name, values[name], result[name], accuracy=pair.accuracy(name), noise=noise[name])
+        worst = findings.worst.setdefault(name, now)
+        if _badness(now) > _badness(worst):
+            findings.worst[name] = now
+
+
+def _badness(entry: TensorComparison) -> tuple[bool, bool, float]:
+    return entry.failed, entry.compared, entry.error
+
+
+def _repeats(pair: Pair, name: str, values: NDArray[np.generic], repeated: NDArray[np.generic]) -> bool:
+    tolerance = TOLERANCE[pair.accuracy(name) or "float32"] * REPEATABLE
+    return not compare(name, values, repeated, tolerance=tolerance).failed
+
+
+def _responds(pair: Pair, name: str, values: NDArray[np.generic], moved: NDArray[np.generic]) -> bool:
+    """Floating-point values that follow the input by much more than the tolerance."""
+    tolerance = TOLERANCE[pair.accuracy(name) or "float32"]
+    return (
+        values.dtype.name in FLOATS and name in pair.before.flow.inexact and movement(values, moved) > ALIVE * tolerance
+    )
+
+
+def _coarsest(pair: Pair) -> str:
+    return max(
+        (pair.accuracy(name) or "float64" for name in pair.compared), key=UNIT_ROUNDOFF.__getitem__, default="float32"
+    )
+
+
+def _perturb(feeds: Arrays, accuracy: str) -> Arrays:
+    """The inputs, moved by a 256th of the tolerance (64 roundings of float32), though by 2 roundings at least."""
+    step = max(TOLERANCE[accuracy] / 256, 2 * UNIT_ROUNDOFF[accuracy])
+    generator = np.random.default_rng(0)
+    moved = dict(feeds)
+    for name, value in feeds.items():
+        if value.dtype.name in FLOATS:
+            signs = generator.integers(0, 2, size=value.shape) * 2.0 - 1.0
+            moved[name] = np.asarray(value.astype(np.float64) * (1 + step * signs)).astype(value.dtype)
+    return moved
+
+
+def _conclude(
+    pair: Pair, findings: _Findings, graph: onnx.GraphProto, runs: tuple[Mapping[str, tuple[int, ...]], ...]
+) -> QuickCheck:
+    """Sort what was found into outputs, inner tensors and notes."""
+    trusted = [name for name in pair.compared if name not in findings.random]
+    anchors: set[str] = set()
+    for output in (value.name for value in graph.output):
+        if output not in trusted:
+            before_it = last_before(graph, output, frozenset(trusted))
+            anchors.update(before_it)
+            findings.notes.append(_explain_left_out(pair, findings, output, before_it))
+        elif output not in findings.alive and findings.worst[output].dtype in FLOATS:
+            findings.notes.append(
+                f"Output {output} does not change when the input does: that it agrees proves nothing."
+            )
+    outputs = [findings.worst[name] for name in pair.outputs if name in trusted]
+    outputs += [
+        _failure(name, f"the type changed from {old} to {new}", old)
+        for name, (old, new) in pair.retyped.items()
+        if name not in trusted
+    ]
+    inner = [findings.worst[name] for name in pair.inner if name in trusted]
+    places = {name: place for place, name in enumerate(name for node in graph.node for name in node.output)}
+    failures = sorted(
+        (entry.name for entry in (*outputs, *inner) if entry.failed), key=lambda name: places.get(name, -1)
+    )
+    proving = (anchors | {entry.name for entry in outputs}) & findings.alive - _blind(pair, graph, trusted)
+    proves = any(findings.worst[name].compared for name in proving)
+    if not proves:
+        findings.notes.append(
+            "Nothing that responds to the input was compared at an output: this check proves nothing."
+        )
+    return QuickCheck(
+        pair.before.session.provider,
+        tuple(outputs),
+        tuple(inner),
+        (*findings.notes, *_remarks(pair)),
+        runs,
+        failures[0] if failures else None,
+        failed=bool(failures),
+        proves=proves,
+    )
+
+
+def _blind(pair: Pair, graph: onnx.GraphProto, trusted: Sequence[str]) -> set[str]:
+    """What follows a held decision whose inputs were not compared: equal by construction, so it proves nothing."""
+    random = {name for node in graph.node if node.op_type.startswith("Random") for name in node.output}
+    unseen = {name for name in pair.cut if name not in random and not last_before(graph, name, frozenset(trusted))}
+    return descendants(graph, unseen)
+
+
+def _explain_left_out(pair: Pair, findings: _Findings, output: str, before_it: tuple[str, ...]) -> str:
+    if output in findings.random:
+        why = "differs between two runs of the original"
+    elif output in pair.cut:
+        why = "is the outcome of a decision or a random draw, which may jump for a rounding"
+    else:
+        why = "follows a decision that could not be held, or is no tensor"
+    names = ", ".join(before_it[:3]) + (f" and {len(before_it) - 3} more" if len(before_it) > 3 else "")
+    instead = f"compared at {names} before it" if before_it else "nothing before it could be compared"
+    return f"Output {output} {why}: left out, {instead}."
+
+
+def _remarks(pair: Pair) -> Iterable[str]:
+    """What a reader of the numbers must know about how they were computed."""
+    if pair.cut:
+        yield f"{len(pair.cut)} values that may jump were taken from the original's run in both models."
+    if pair.before.session.provider == "cpu" and _coarsest(pair) in ("float16", "bfloat16"):
+        yield f"{_coarsest(pair)} was computed in float32 arithmetic: onnxruntime's CPU provider has no other."
+    for session in (pair.original.session, pair.after.session):
+        elsewhere = session.confirm_placement()
+        if elsewhere:
+            yield f"{len(elsewhere)} nodes of shape arithmetic ran on the CPU: {', '.join(elsewhere[:5])}."

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, helper
+from onnx_regions import STEPS, Region
+
+from bnfold.errors import ModelError
+from bnfold.frontends.onnx_float64 import evaluate, in_float64
+from bnfold.frontends.onnx_magnitude import magnitude_model
+
+Array = np.ndarray[Any, Any]
+
+SLACK = 1e-6  # of the bound, for the rounding of the evaluation itself
+
+
+def perturbed(model: ModelProto, draw: Any) -> ModelProto:
+    """A copy in which `draw(values)` gives the relative change of every stored float."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        # The scales of Resize are geometry, not stored numbers of the bound: they are one-dimensional with four entries
+        # that start with two ones.
+        if values.dtype == np.float64 and not (values.shape == (4,) and values[0] == values[1] == 1):
+            name = tensor.name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values * (1 + draw(values)), name))
+    return copy
+
+
+def run(model: ModelProto, x: Array) -> Array:
+    return next(iter(evaluate(model, {"x": x}).values()))
+
+
+@given(
+    st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=4),
+    st.sampled_from([2.0**-24, 2.0**-11, 2.0**-8]),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=150, deadline=None)
+def test_rounding_every_stored_number_moves_no_element_by_more_than_the_bound(
+    steps: list[str], u: float, seed: int
+) -> None:
+    region = Region(seed)
+    for step in steps:
+        STEPS[step](region)
+    model = in_float64(region.model())
+    x = region.rng.normal(size=(2, 4, 6, 5))
+    before, bound = run(model, x), run(magnitude_model(model, u), np.abs(x))
+    assert bound.shape == before.shape
+    for extreme in (False, True):
+        rounded = perturbed(
+            model,
+            lambda v, extreme=extreme: (
+                region.rng.choice([-u, u], v.shape) if extreme else region.rng.uniform(-u, u, v.shape)
+            ),
+        )
+        moved = np.abs(run(rounded, x) - before)
+        noise = 1e-12 * np.abs(bound) / u  # float64 itself: far below u
+        assert np.all(moved <= u * bound * (1 + SLACK) + u * noise), (moved / (u * bound)).max()
+
+
+@pytest.mark.parametrize("step", sorted(STEPS))
+def test_every_step_alone_after_a_conv_keeps_the_bound_and_the_bound_is_not_empty(step: str) -> None:
+    region, u = Region(7), 2.0**-11
+    region.conv()
+    STEPS[step](region)
+    region.conv()
+    model = in_float64(region.model())
+    x = region.rng.normal(size=(2, 4, 6, 5))
+    before, bound = run(model, x), run(magnitude_model(model, u), np.abs(x))
+    moved = np.zeros_like(before)
+    for _ in range(30):
+        changed = run(perturbed(model, lambda v: region.rng.choice([-u, u], v.shape)), x)
+        moved = np.maximum(moved, np.abs(changed - before))
+    assert np.all(moved <= u * bound * (1 + SLACK))
+    assert (moved / (u * bound)).max() > 0.01
+
+
+def test_a_single_conv_has_the_bound_of_the_design_exactly() -> None:
+    region = Region(1)
+    region.conv()
+    model = in_float64(region.model())
+    x = np.abs(region.rng.normal(size=(2, 4, 6, 5)))
+    absolute = perturbed(model, lambda v: np.where(v < 0, -2.0, 0.0))
+    np.testing.assert_array_equal(run(magnitude_model(model), x), run(absolute, x))
+
+
+def test_adversarial_signs_reach_a_good_part_of_the_bound_of_a_conv_and_batch_norm() -> None:
+    region, u = Region(2), 2.0**-24
+    region.conv()
+    region.batch_norm()
+    model = in_float64(region.model())
+    x = np.abs(region.rng.normal(size=(2, 4, 6, 5)))
+    weight, bias, _, gamma, beta, mean = (region.weights[f"c{i}"].astype(np.float64) for i in range(6))
+    towards = np.sign(gamma)  # every term of every channel grows
+    signs = {
+        "c0": np.sign(weight) * towards[:, None, None, None],
+        "c1": np.sign(bias) * towards,
+        "c4": np.sign(beta),
+        "c5": -np.sign(mean) * towards,
+    }
+    names = iter(region.weights)
+    rounded = perturbed(model, lambda _: u * signs.get(next(names), 0.0))
+    moved = np.abs(run(rounded, x) - run(model, x))
+    ratio = moved / (u * run(magnitude_model(model, u), x))
+    assert ratio.max() <= 1 + SLACK
+    assert ratio.min() > 0.3
+
+
+def test_a_bound_below_the_true_one_would_fail_the_property() -> None:
+    region, u = Region(3), 2.0**-11
+    region.conv()
+    model = in_float64(region.model())
+    x = np.abs(region.rng.normal(size=(2, 4, 6, 5)))
+    bound = run(magnitude_model(model, u), x)
+    moved = np.abs(run(perturbed(model, lambda v: u * np.sign(v)), x) - run(model, x))
+    assert (moved / (u * bound)).max() == pytest.approx(1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs"), [("Sigmoid", []), ("Softmax", []), ("Exp", []), ("InstanceNormalization", [4, 4])]
+)
+def test_an_operator_without_a_bound_is_refused_by_name(op_type: str, inputs: list[int]) -> None:
+    region = Region(0)
+    region.add(op_type, *(region.random(n) for n in inputs), name="the_node")
+    with pytest.raises(ModelError, match=f"the_node: no rounding bound is known for {op_type}"):
+        magnitude_model(region.model())
+
+
+def test_a_random_operator_is_refused() -> None:
+    region = Region(0)
+    region.nodes.append(helper.make_node("RandomNormal", [], ["r"], shape=[4, 1, 1]))
+    region.add("Add", "r")
+    with pytest.raises(ModelError, match="RandomNormal"):
+        magnitude_model(region.model())
+
+
+def test_a_division_by_a_variable_is_refused() -> None:
+    region = Region(0)
+    region.add("Div", region.random(4, 1, 1), first=False)
+    with pytest.raises(ModelError, match="Div with a computed 'x'"):
+        magnitude_model(region.model())
+
+
+def test_an_operator_of_another_domain_is_refused() -> None:
+    region = Region(0)
+    region.add("Relu", domain="com.example")
+    with pytest.raises(ModelError, match=r"com\.example\.Relu"):
+        magnitude_model(region.model())
+
+
+def test_the_indices_of_a_max_pool_have_no_bound() -> None:
+    region = Region(0)
+    region.nodes.append(helper.make_node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2]))
+    region.last = "i"
+    with pytest.raises(ModelError, match="i: no rounding bound"):
+        magnitude_model(region.model())
+
+
+def test_a_region_without_stored_numbers_has_the_bound_zero() -> None:
+    region = Region(0)
+    region.add("Relu")
+    assert not run(magnitude_model(region.model()), np.ones((2, 4, 6, 5))).any()
+
+
+def test_shape_arithmetic_stays_as_it_is() -> None:
+    region = Region(5)
+    region.conv()
+    value = region.last
+    region.add("Shape")
+    region.add("Gather", region.const(np.array([0, 1])), axis=0)
+    region.add("Concat", region.const(np.array([-1])), axis=0)
+    region.nodes.append(helper.make_node("Reshape", [value, region.last], ["y"]))
+    region.last = "y"
+    model = in_float64(region.model())
+    assert run(magnitude_model(model), np.ones((2, 4, 6, 5))).shape == run(model, np.ones((2, 4, 6, 5))).shape
+
+
+def test_an_old_clip_with_bounds_as_attributes_counts_them_but_not_the_largest_float() -> None:
+    region = Region(5, opset=9)
+    region.add("Clip", min=-0.5, max=float(np.finfo(np.float32).max))
+    bound = run(magnitude_model(region.model()), np.ones((2, 4, 6, 5)))
+    assert np.all(bound == 0.5)
