@@ -20,24 +20,92 @@ from bnfold.cli_commands import commands
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.wording import printable
 
-#: What a shell reports for a program that Ctrl-C, or a pipe that was closed at the other end, has ended.
+#: What a shell reports for a program that Ctrl-C, or the end of the pipe it writes to, has ended.
 INTERRUPTED, BROKEN_PIPE = 130, 141
 
-#: Set to 1, this environment variable shows where in bnfold an error came from.
+#: Set to 1, this environment variable makes every error show where in the code it came from.
 TRACEBACK = "BNFOLD_TRACEBACK"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line `arguments` (by default the program's own), and return the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    """Run the command line `arguments`, by default the program's own, and return the exit code."""
     try:
-        code = _run(given)
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
-    except Exception as error:
-        return _BROKEN if _is_broken_pipe(error) and _silence() else _explain(error)
     except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
-    except SystemExit:  # rich ends the program that way when the reader of its stream is gone
-        _silence()
-        return BROKEN_PIPE
+        _say("interrupted")
+        return INTERRUPTED
+    except SystemExit:  # so rich reacts to a closed stderr; nothing else in here exits
+        return _hang_up()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            return _hang_up()
+        return _explain(error)
     return code
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command; without arguments, show the help as the answer to a wrong call."""
+    try:
+        with commands.make_context("bnfold", _with_command(arguments)) as context:
+            if arguments:
+                return int(commands.invoke(context))
+            click.echo(commands.get_help(context), err=True)
+            return click.UsageError.exit_code
+    except click.exceptions.Exit as finished:  # --help and --version
+        return finished.exit_code
+
+
+def _with_command(arguments: list[str]) -> list[str]:
+    """`arguments` with the default command, `fold`, unless another one or an option of the group comes first."""
+    if not arguments:
+        return ["fold"]
+    first = arguments[0]
+    if first in commands.commands or first in ("-h", "--help", "--version"):
+        return arguments
+    near = difflib.get_close_matches(first, commands.commands, n=1)
+    if near and not Path(first).exists():
+        raise UsageError(f"there is neither a file nor a command {first}", remedy=f"did you mean {near[0]}?")
+    return ["fold", *arguments]
+
+
+def _explain(error: Exception) -> int:
+    """Say in one sentence what is wrong; the traceback is for those who ask for it."""
+    if os.environ.get(TRACEBACK) == "1":
+        traceback.print_exception(error)
+    match error:
+        case BnfoldError():
+            _say(str(error))
+            return error.exit_code
+        case click.ClickException():
+            _say(_usage(error))
+            return error.exit_code
+        case MemoryError():
+            _say("the machine has too little memory for this model")
+            return BnfoldError.exit_code
+    _say(
+        f"this is a bug in bnfold, please report it with the model and the output under {TRACEBACK}=1 "
+        f"({type(error).__name__}: {error})"
+    )
+    return BnfoldError.exit_code
+
+
+def _usage(error: click.ClickException) -> str:
+    """What click found wrong with the call, and where to read how it is done."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return error.format_message().rstrip(".") + (f"; see {context.command_path} --help" if context else "")
+
+
+def _say(sentence: str) -> None:
+    try:
+        click.echo(f"bnfold: {printable(sentence)}", err=True)
+    except OSError:  # nobody reads stderr: the exit code must do
+        _hang_up()
+
+
+def _hang_up() -> int:
+    """Let the interpreter flush its streams into nothing at exit, where it would complain otherwise."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nothing:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nothing.fileno(), stream.fileno())
+    return BROKEN_PIPE

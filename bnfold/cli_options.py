@@ -54,7 +54,9 @@ def reading(command: Command) -> Command:
     return _together(
         click.option("--keep", metavar="REGEX", callback=_regex, help="Keep the BatchNorms whose name it matches."),
         click.option("--only", metavar="REGEX", callback=_regex, help="Fold only those whose name it matches."),
-        click.option("--keep-overridable", is_flag=True, help="Keep weights that are inputs overridable by the caller."),
+        click.option(
+            "--keep-overridable", is_flag=True, help="Keep weights that are inputs overridable by the caller."
+        ),
         click.option("--simplify", is_flag=True, help="Run onnxsim first, to uncover constants."),
     )(command)
 

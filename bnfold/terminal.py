@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -13,10 +14,8 @@ from bnfold.decision import Decision, Folded, Kept, Reduced
 from bnfold.report.model import Report
 from bnfold.verification import Verification
 from bnfold.wording import (
-    count,
+    as_asked,
     data_size,
-    divergence,
-    listed,
     local_line,
     outcome,
     printable,
@@ -36,6 +35,11 @@ def open_console(quiet: bool) -> Console:
     return Console(stderr=True, quiet=quiet, markup=False, emoji=False, highlight=False)
 
 
+def say(sentence: str) -> None:
+    """One plain sentence on stderr, never wrapped, never coloured, also with `--quiet`."""
+    click.echo(f"bnfold: {printable(sentence)}", err=True)
+
+
 @contextmanager
 def progress(console: Console, start: str) -> Iterator[Tell]:
     """Show what is being done, but only where a person watches."""
@@ -50,7 +54,7 @@ def show_summary(console: Console, report: Report) -> None:
     """A fold in a dozen lines: counts, sizes, checks, then what was kept and why."""
     console.print(printable(report.model), style="bold")
     _show_facts(console, [*_counts(report), *_sizes(report), *_checks(report.verification), *_notes(report.notes)])
-    kept = report.kept_batchnorms
+    kept = [d for d in report.kept_batchnorms if not as_asked(d)]
     if kept:
         _show_table(console, ("kept", "why"), [(d, _reasons(d)) for d in kept[:_MOST_KEPT]])
     if len(kept) > _MOST_KEPT:
@@ -67,7 +71,7 @@ def show_decisions(console: Console, report: Report) -> None:
 
 def show_verification(console: Console, verification: Verification) -> None:
     """The lines of the check, for `bnfold verify`."""
-    _show_facts(console, _checks(verification))
+    _show_facts(console, [*_checks(verification)])
 
 
 def _show_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
@@ -75,23 +79,21 @@ def _show_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
     grid.add_column(no_wrap=True, style="cyan")
     grid.add_column(overflow="fold")
     for label, text in facts:
-        grid.add_row(f"  {label}", printable(text), style="red" if label == "failed" else "")
+        grid.add_row(f"  {label}", printable(text), style="bold red" if label in ("failed", "unproven") else "")
     console.print(grid)
 
 
 def _show_table(console: Console, titles: tuple[str, str], rows: Sequence[tuple[Decision, str]]) -> None:
-    """Name, channels and a clause; the name takes two fifths of the width at most."""
+    """Name, channels and a clause; the name takes less than half of the width."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(titles[0], overflow="fold", max_width=console.width * 2 // 5)
-    table.add_column("channels", justify="right", no_wrap=True)
+    table.add_column(titles[0], overflow="fold", max_width=console.width * 9 // 20)
+    table.add_column("ch.", justify="right", no_wrap=True)
     table.add_column(titles[1], overflow="fold", ratio=1)
     for decision, text in rows:
         subject = decision.subject
         disguise = "" if subject.is_batchnorm else f" ({subject.kind})"
         style = "" if isinstance(decision, Folded) else "yellow"
-        table.add_row(
-            printable(subject.name + disguise), str(subject.channels or "?"), printable(text), style=style, end_section=False
-        )
+        table.add_row(printable(subject.name + disguise), str(subject.channels or "?"), printable(text), style=style)
     console.print(table)
 
 
@@ -114,7 +116,8 @@ def _tally(decisions: Sequence[Decision]) -> str:
         "folded into producers": into.count("pull"),
         "folded into consumers": into.count("push"),
         "reduced": sum(isinstance(d, Reduced) for d in decisions),
-        "kept": sum(isinstance(d, Kept) for d in decisions),
+        "kept": sum(isinstance(d, Kept) and not as_asked(d) for d in decisions),
+        "kept as asked": sum(map(as_asked, decisions)),
     }
     return ", ".join(f"{number} {what}" for what, number in figures.items() if number)
 
@@ -134,15 +137,13 @@ def _checks(verification: Verification | None) -> Iterator[tuple[str, str]]:
         return
     if verification.local:
         yield "each fold", local_line(verification.local)
-    for local in verification.local:
-        if not local.passed:
-            what = f"{local.ratio:.3g} times its bound at {local.tensor}" if local.ratio is not None else local.note
-            yield "failed" if local.ratio is not None else "not run", f"{listed(local.batchnorms)}: {what}"
     for quick in verification.quick:
         yield "end to end", f"{provider_name(quick.provider)}: {quick_line(quick)}"
         yield from (("note", note) for note in quick.notes)
-    if not verification.passed:
-        yield "failed", divergence(verification)
+    if verification.culprit:
+        yield "failed", verification.culprit
+    elif verification.doubt:
+        yield "unproven", verification.doubt
 
 
 def _notes(notes: Sequence[str]) -> Iterator[tuple[str, str]]:

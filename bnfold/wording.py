@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from bnfold.comparison import TensorComparison
 from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal
-from bnfold.quickcheck import QuickCheck
-from bnfold.report.model import Report
 from bnfold.runtime import PROVIDERS
-from bnfold.verification import LocalCheck, Verification
+
+if TYPE_CHECKING:  # these load NumPy and ONNX, which an error message needs not
+    from collections.abc import Mapping, Sequence
+
+    from bnfold.comparison import TensorComparison
+    from bnfold.localcheck import LocalCheck
+    from bnfold.quickcheck import QuickCheck
+    from bnfold.report.model import Report
+    from bnfold.verification import Verification
 
 #: How many names are listed before "and more".
 _LISTED = 3
@@ -66,7 +71,7 @@ def outcome(decision: Decision) -> str:
         case Folded(direction=direction, into=into, through=through):
             ends = "producer" if direction == "pull" else "consumer"
             way = f", through {listed(through)}" if through else ""
-            return f"folds into {ends}{'' if len(into) == 1 else 's'} {listed(into)}{way}"
+            return f"into {ends}{'' if len(into) == 1 else 's'} {listed(into)}{way}"
         case Reduced(to=to, into=into, refusal=refusal):
             rest = f", the rest goes into {listed(into)}" if into else ""
             return f"becomes {to}{rest}: {refusal}"
@@ -93,23 +98,16 @@ def verified(verification: Verification | None) -> str:
     if verification is None:
         return "not verified"
     if not verification.passed:
-        return "verification failed"
+        return "verification failed" if verification.failed else "nothing proven"
     where = " and ".join(map(provider_name, verification.providers))
     return f"verified on {where}" if where else "verified"
 
 
-def divergence(verification: Verification) -> str:
-    """Why the check did not pass: the first place that shows it, as a clause."""
-    for local in verification.local:
-        if local.ratio is not None and not local.passed:
-            return f"{local.tensor} is off by {local.ratio:.3g} times the bound, behind {listed(local.batchnorms)}"
-    for quick in verification.quick:
-        if quick.failed:
-            return f"first at tensor {quick.first_divergence} on {provider_name(quick.provider)}"
-    for quick in verification.quick:
-        if not quick.proves:
-            return f"the check on {provider_name(quick.provider)} proves nothing"
-    return "a region could not be run"
+def compared(before: str, verification: Verification) -> str:
+    """The result of `verify`, as a clause."""
+    if verification.failed:
+        return f"differs from {before}: {verification.culprit}"
+    return f"equivalent to {before} on {' and '.join(map(provider_name, verification.providers))}"
 
 
 def local_line(checks: Sequence[LocalCheck]) -> str:
@@ -133,9 +131,14 @@ def worst_of(entries: Sequence[TensorComparison]) -> TensorComparison | None:
     return max(entries, key=lambda e: (e.failed, e.error / e.tolerance if e.tolerance else e.error), default=None)
 
 
+def as_asked(decision: Decision) -> bool:
+    """Whether it stayed because of `--keep` or `--only`."""
+    return isinstance(decision, Kept) and decision.refusals[0].reason is Reason.EXCLUDED_BY_CALLER
+
+
 def objection(report: Report) -> str:
     """What `--require-all` objects to; empty if nothing. What the caller excluded is no objection."""
-    kept = [d for d in report.kept_batchnorms if d.refusals[0].reason is not Reason.EXCLUDED_BY_CALLER]
+    kept = [d for d in report.kept_batchnorms if not as_asked(d)]
     if not kept:
         return ""
     first, total = kept[0], sum(d.subject.is_batchnorm for d in report.decisions)
