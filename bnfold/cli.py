@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from bnfold.cli_commands import commands
-from bnfold.errors import BnfoldError, UsageError
+from bnfold.errors import BnfoldError, MachineError, UsageError
 from bnfold.wording import printable
 
 #: What a shell reports for a program that Ctrl-C, or the end of the pipe it writes to, has ended.
@@ -31,16 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`, by default the program's own, and return the exit code."""
     try:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
-        sys.stdout.flush()
+        _flush()
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
     except SystemExit:  # so rich reacts to a closed stderr; nothing else in here exits
         return _hang_up()
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            return _hang_up()
-        return _explain(error)
+        return _hang_up() if _is_broken_pipe(error) else _explain(error)
     return code
 
 
@@ -67,6 +65,22 @@ def _with_command(arguments: list[str]) -> list[str]:
     if near and not Path(first).exists():
         raise UsageError(f"there is neither a file nor a command {first}", remedy=f"did you mean {near[0]}?")
     return ["fold", *arguments]
+
+
+def _flush() -> None:
+    """Find out now, and not at exit, whether the results could be written. Without a stdout there is nothing to do."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if _is_broken_pipe(error):
+            raise
+        raise MachineError(f"the output cannot be written: {error.strerror}", where="stdout") from error
+
+
+def _is_broken_pipe(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EPIPE
 
 
 def _explain(error: Exception) -> int:
@@ -106,6 +120,6 @@ def _say(sentence: str) -> None:
 def _hang_up() -> int:
     """Let the interpreter flush its streams into nothing at exit, where it would complain otherwise."""
     with Path(os.devnull).open("w", encoding="utf-8") as nothing:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             os.dup2(nothing.fileno(), stream.fileno())
     return BROKEN_PIPE

@@ -105,16 +105,17 @@ def _counts(report: Report) -> Iterator[tuple[str, str]]:
     """How many went where; constant chains that stayed are no news."""
     named = [d for d in report.decisions if d.subject.is_batchnorm]
     chains = [d for d in report.decisions if not d.subject.is_batchnorm]
-    yield "BatchNorms", _tally(named) if named else "none"
+    done = "foldable" if report.after is None else "folded"
+    yield "BatchNorms", _tally(named, done) if named else "none"
     if any(not isinstance(d, Kept) for d in chains):
-        yield "chains", f"{_tally(chains)} (constant Add, Sub, Mul, Div that act like a BatchNorm)"
+        yield "chains", f"{_tally(chains, done)} (constant Add, Sub, Mul, Div that act like a BatchNorm)"
 
 
-def _tally(decisions: Sequence[Decision]) -> str:
+def _tally(decisions: Sequence[Decision], done: str) -> str:
     into = [d.direction for d in decisions if isinstance(d, Folded)]
     figures = {
-        "folded into producers": into.count("pull"),
-        "folded into consumers": into.count("push"),
+        f"{done} into producers": into.count("pull"),
+        f"{done} into consumers": into.count("push"),
         "reduced": sum(isinstance(d, Reduced) for d in decisions),
         "kept": sum(isinstance(d, Kept) and not as_asked(d) for d in decisions),
         "kept as asked": sum(map(as_asked, decisions)),
