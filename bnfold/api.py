@@ -19,8 +19,10 @@ from bnfold.errors import MachineError, UsageError, VerificationError
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.onnx_files import load, save
 from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.frontends.onnx_readers import Reader
 from bnfold.frontends.onnx_write import record, write
 from bnfold.localcheck import LocalCheck, local_check
+from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
 from bnfold.report.model import Report, Size
 from bnfold.verification import Verification
@@ -30,6 +32,7 @@ __all__ = ["FoldResult", "fold", "inspect", "load", "save", "verify"]
 #: A model in memory, or the path of an ONNX file.
 ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
 Progress: TypeAlias = Callable[[str], None]
+Readers: TypeAlias = Mapping[tuple[str, str], Reader]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +53,14 @@ class FoldResult:
         return self.report.decisions
 
 
-def inspect(
+def inspect(  # noqa: PLR0913
     model: ModelLike,
     *,
     only: str | None = None,
     keep: str | None = None,
     keep_overridable: bool = False,
     simplify: bool = False,
+    readers: Readers | None = None,
 ) -> Report:
     """What `fold` would do with `model`, which stays as it is.
 
@@ -66,6 +70,8 @@ def inspect(
         keep: A regular expression; BatchNorms in whose name it is found are kept.
         keep_overridable: Leave initializers alone that are also graph inputs, which a caller may override.
         simplify: Run onnxsim first (without its own BatchNorm fusion), to uncover constants.
+        readers: Your own readers of operators, by domain ("" for the standard ones) and operator type; they come
+            before bnfold's. `examples/own_carrier.py` shows one.
 
     Raises:
         UsageError: `only` or `keep` is no regular expression; the file does not exist.
@@ -73,7 +79,7 @@ def inspect(
         MissingPackageError: onnxsim is wanted and not installed.
     """
     original, name, notes = _opened(model, simplify)
-    planned = plan(OnnxGraph(original, keep_overridable=keep_overridable), _selection(only, keep))
+    planned = plan(OnnxGraph(original, keep_overridable=keep_overridable, readers=readers), _selection(only, keep))
     return Report(name, planned.decisions, _size(original), notes=notes)
 
 
@@ -84,6 +90,7 @@ def fold(  # noqa: PLR0913
     keep: str | None = None,
     keep_overridable: bool = False,
     simplify: bool = False,
+    readers: Readers | None = None,
     verify: bool = True,
     providers: Sequence[str] = ("cpu",),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -98,6 +105,7 @@ def fold(  # noqa: PLR0913
         keep: As `inspect`.
         keep_overridable: As `inspect`.
         simplify: As `inspect`.
+        readers: As `inspect`.
         verify: Whether to check the result; without it, the metadata of the model says that it was not.
         providers: Execution providers of onnxruntime to check on: "cpu", "cuda".
         shapes: Shapes of inputs by name, where the model leaves them open.
@@ -111,7 +119,7 @@ def fold(  # noqa: PLR0913
     """
     original, name, notes = _opened(model, simplify)
     folded = original.clone()
-    graph = OnnxGraph(folded, keep_overridable=keep_overridable)
+    graph = OnnxGraph(folded, keep_overridable=keep_overridable, readers=readers)
     planned = plan(graph, _selection(only, keep))
     written = write(graph, planned)
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
@@ -119,7 +127,7 @@ def fold(  # noqa: PLR0913
     report = Report(name, planned.decisions, _size(original), _size(folded), notes=notes)
     if verify:
         check = _Check(providers, shapes, seed, progress)
-        checked = Verification(check.local(original, folded, planned), check.quick(original, folded))
+        checked = Verification(check.local(original, folded, graph, planned), check.quick(original, folded))
         report = Report(name, planned.decisions, report.before, report.after, checked, notes)
         _demand(report)
     record(folded, planned, report.verification.providers if report.verification else ())
@@ -176,15 +184,15 @@ class _Check:
     seed: int
     progress: Progress | None
 
-    def local(self, before: ir.Model, after: ir.Model, planned: FoldPlan) -> tuple[LocalCheck, ...]:
-        regions, shapes, seed, tell = planned.regions, self.shapes, self.seed, self.progress
-        return tuple(local_check(before, after, regions, shapes=shapes, seed=seed, progress=tell))
+    def local(self, before: ir.Model, after: ir.Model, graph: OnnxGraph, planned: FoldPlan) -> tuple[LocalCheck, ...]:
+        shapes, seed, tell = self.shapes, self.seed, self.progress
+        return tuple(local_check(before, after, planned, graph.spans(), shapes=shapes, seed=seed, progress=tell))
 
     def quick(self, before: ir.Model, after: ir.Model) -> tuple[QuickCheck, ...]:
         old, new = ir.to_proto(before), ir.to_proto(after)
         shapes, seed, tell = self.shapes, self.seed, self.progress
-        runs = (quick_check(old, new, provider=p, shapes=shapes, seed=seed, progress=tell) for p in self.providers)
-        return tuple(runs)
+        runs = [quick_check(old, new, provider=p, shapes=shapes, seed=seed, progress=tell) for p in self.providers]
+        return tuple(settle(r, old, new, seed=seed, progress=tell) if r.in_doubt else r for r in runs)
 
 
 def _demand(report: Report) -> None:

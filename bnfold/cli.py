@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from bnfold.cli_commands import commands
-from bnfold.errors import BnfoldError, MachineError, UsageError
+from bnfold.errors import BnfoldError, UsageError
 from bnfold.wording import printable
 
 #: What a shell reports for a program that Ctrl-C, or the end of the pipe it writes to, has ended.
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`, by default the program's own, and return the exit code."""
     try:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
-        _flush()
+        if sys.stdout is not None:  # None where the caller has closed it
+            sys.stdout.flush()
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
@@ -67,18 +68,6 @@ def _with_command(arguments: list[str]) -> list[str]:
     return ["fold", *arguments]
 
 
-def _flush() -> None:
-    """Find out now, and not at exit, whether the results could be written. Without a stdout there is nothing to do."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        if _is_broken_pipe(error):
-            raise
-        raise MachineError(f"the output cannot be written: {error.strerror}", where="stdout") from error
-
-
 def _is_broken_pipe(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EPIPE
 
@@ -94,6 +83,9 @@ def _explain(error: Exception) -> int:
         case click.ClickException():
             _say(_usage(error))
             return error.exit_code
+        case OSError():
+            _say(f"{error.filename or 'the output'} cannot be read or written: {error.strerror or error}")
+            return BnfoldError.exit_code
         case MemoryError():
             _say("the machine has too little memory for this model")
             return BnfoldError.exit_code

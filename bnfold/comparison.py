@@ -8,6 +8,11 @@ A slice may be much smaller than what it was computed from (a channel whose ReLU
 rounding noise then belongs to the larger numbers, so its scale is not taken below the noise:
 `scale = max(own, min(noise / tolerance, typical))`, with `typical` the median scale of the slices that are not zero,
 and `noise` the larger of the slice's own measured noise, the median measured noise, and `16 * u * typical`.
+
+Measured noise is how far the original itself moves when its input moves by a few roundings. Through a deep net rounding
+grows beyond any fixed tolerance, and the right fold with it: at every depth of a random ResNet-101 right float32 folds
+differ by 0.2 to 0.7 of the noise of 64 roundings (2.0 in its shallow end), and one wrong weight by 3 to 1200 times it.
+So up to twice the noise is granted, within a limit; where the noise exceeds the limit a failure is in doubt.
 """
 
 from __future__ import annotations
@@ -35,6 +40,10 @@ UNIT_ROUNDOFF: Mapping[str, float] = {
 #: weights themselves move by u, and 64 u is the most that still tells a right fold from a wrong one.
 TOLERANCE: Mapping[str, float] = {"float64": 2.0**-39, "float32": 1e-3, "float16": 2.0**-5, "bfloat16": 2.0**-2}
 
+#: A tensor whose measured noise is above the tolerance is granted twice its noise, though never more than this many
+#: tolerances, and never more than a quarter of its scale.
+NOISE_FACTOR, MOST_TOLERANCES, MOST = 2.0, 32.0, 0.25
+
 #: Roundings of a typical number that are granted to a slice whose noise was not measured.
 NOISE_ROUNDINGS = 16.0
 
@@ -50,12 +59,12 @@ class TensorComparison:
         error: Error of the worst slice relative to `scale`; infinite where the kinds of numbers differ, and for
             integers the share of elements that differ.
         scale: Scale of the worst slice, in the tensor's own unit.
-        tolerance: Largest `error` that passes; 0 for integers.
+        tolerance: Largest `error` that passes, what the noise was granted included; 0 for integers.
         axis: Axis the worst slice is an index of; None when the tensor is one slice.
         index: The worst element; empty when nothing differs or nothing was compared.
         compared: At least one element was compared, or the shapes or types differ.
         passed: Compared, and the error is within the tolerance.
-        ill_conditioned: Rounding alone moves the original by more than the tolerance, so a failure here is in doubt.
+        ill_conditioned: Rounding alone moves the original further than can be granted: a failure here is in doubt.
         note: What a reader must know; empty when the numbers say it all.
     """
 
@@ -182,7 +191,7 @@ def _compare_floats(
         _worst_slice(blank, sizes, axis, u, None if noise is None else noise.movements[place])
         for place, axis in enumerate(slice_axes(before.ndim))
     ]
-    worst = max(results, key=lambda result: result.error)
+    worst = max(results, key=lambda result: (result.failed, result.error))
     return replace(worst, ill_conditioned=any(result.ill_conditioned for result in results))
 
 
@@ -203,15 +212,24 @@ def _worst_slice(
     scales = np.maximum(own, floor)
     ratios = _ratios(errors, scales)
     worst = int(np.argmax(ratios))
+    granted, limit = _grant(blank.tolerance, NOISE_FACTOR * usual / typical if typical > 0 else 0.0)
     return replace(
         blank,
         error=float(ratios[worst]),
         scale=float(scales[worst]),
+        tolerance=granted,
         axis=axis,
         index=_where_in_slice(sizes[0], axis, worst) if ratios[worst] > 0 else (),
-        passed=bool(ratios[worst] <= blank.tolerance),
-        ill_conditioned=usual > blank.tolerance * typical,
+        passed=bool(ratios[worst] <= granted),
+        ill_conditioned=NOISE_FACTOR * usual > limit * typical,
+        note="" if granted == blank.tolerance else f"rounding alone moves it by {usual / typical:.1e} of its scale",
     )
+
+
+def _grant(tolerance: float, wanted: float) -> tuple[float, float]:
+    """The tolerance raised to what the noise asks for, and the limit of that."""
+    limit = max(tolerance, min(MOST_TOLERANCES * tolerance, MOST))
+    return max(tolerance, min(wanted, limit)), limit
 
 
 def _typical(own: NDArray[np.float64]) -> float:

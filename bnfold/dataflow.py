@@ -151,7 +151,10 @@ def infer_types(model: onnx.ModelProto) -> dict[str, str]:
     for tensor in model.graph.initializer:
         if tensor.name not in listed:
             light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    inferred = onnx.shape_inference.infer_shapes(light).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(light).graph
+    except onnx.shape_inference.InferenceError:
+        inferred = light.graph  # what the model declares is then all that is known
     values = [*model.graph.value_info, *inferred.value_info, *inferred.input, *inferred.output]
     return {value.name: _numpy_name(value.type.tensor_type.elem_type) for value in values if _is_typed(value)}
 
@@ -177,8 +180,7 @@ def _jumps(node: onnx.NodeProto, inexact: set[str], types: Mapping[str, str]) ->
     writes_whole = any(_is_whole(types, name) for name in filter(None, node.output))
     if reads_floats and (writes_whole or node.op_type in _JUMPING):
         return True
-    if node.op_type == "If" and node.input[0] in inexact:
-        return True
+    # An If itself is none: the decision is the Greater that made its condition.
     return any(inner.op_type in _JUMPING | _RANDOM for inner in _nested(node))
 
 

@@ -16,15 +16,13 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.affine import Float64Array
-from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs
 from bnfold.errors import BnfoldError
-from bnfold.folding import Region
+from bnfold.folding import FoldPlan, Region
 from bnfold.frontends.onnx_float64 import in_float64
 from bnfold.frontends.onnx_kernels_run import evaluate
 from bnfold.frontends.onnx_magnitude import magnitude_model
 from bnfold.frontends.onnx_regions import Cutter
-from bnfold.frontends.onnx_shapes import Shapes
-from bnfold.graph import Shape
+from bnfold.localsizes import model_shapes, small_shapes
 from bnfold.rounding import unit_roundoff
 
 _DOUBLE = 2.0**-53
@@ -60,7 +58,8 @@ class LocalCheck:
 def local_check(  # noqa: PLR0913
     before: ir.Model,
     after: ir.Model,
-    regions: Sequence[Region],
+    plan: FoldPlan,
+    spans: Mapping[int, tuple[int, int]],
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
@@ -71,40 +70,39 @@ def local_check(  # noqa: PLR0913
     Args:
         before: The original; not changed.
         after: The folded model, with equal names for equal values; not changed.
-        regions: What the plan says belongs together.
+        plan: What was folded.
+        spans: As `bnfold.localsizes.small_shapes`.
         shapes: Shapes of model inputs by name, where the model leaves them open.
         seed: Seed of the inputs.
         progress: Told what is being done.
     """
     cutters = Cutter(before), Cutter(after)
-    sizes = _sizes(before, regions, dict(shapes or {}))
-    for region in regions:
+    small = [small_shapes(plan, region, spans) for region in plan.regions]
+    large = [region for region, sizes in zip(plan.regions, small, strict=True) if sizes is None]
+    whole = list(model_shapes(before, large, dict(shapes or {}))) if large else []
+    for region, sizes in zip(plan.regions, small, strict=True):
         if progress is not None:
             progress(f"checking the fold of {region.batchnorms[0]}")
-        try:
-            yield _check(cutters, region, sizes, seed)
-        except BnfoldError as error:
-            yield LocalCheck(region.batchnorms, None, "", str(error))
+        yield _first_that_runs(cutters, region, whole if sizes is None else [sizes], seed)
 
 
-def _sizes(model: ir.Model, regions: Sequence[Region], overrides: dict[str, tuple[int, ...]]) -> Mapping[str, Shape]:
-    """The shape of every value at the first input sizes at which all inputs of the regions have one."""
-    wanted = {name for region in regions for name in region.inputs}
-    specs = read_inputs(ir.to_proto(model))
-    best: dict[str, Shape] = {}
-    for spatial in SPATIAL_SIZES:
-        filled = fill_shapes(specs, batch=2, spatial=spatial, overrides=overrides)
-        inferred = Shapes(model, filled)
-        shapes = ((name, inferred.by_name(name)) for name in inferred.names)
-        known = {name: shape for name, shape in shapes if shape is not None and _is_static(shape)}
-        best = max(best, known, key=lambda sizes: len(wanted & set(sizes)))
-        if wanted <= set(known):
+def _first_that_runs(
+    cutters: tuple[Cutter, Cutter], region: Region, choices: Sequence[Mapping[str, Any]], seed: int
+) -> LocalCheck:
+    """The test at the first sizes at which the region can be run."""
+    outcome = LocalCheck(region.batchnorms, None, "", "no input sizes are known")
+    for sizes in choices:
+        outcome = _check_or_note(cutters, region, sizes, seed)
+        if outcome.ratio is not None:
             break
-    return best
+    return outcome
 
 
-def _is_static(shape: Shape) -> bool:
-    return all(isinstance(size, int) and size > 0 for size in shape)
+def _check_or_note(cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, Any], seed: int) -> LocalCheck:
+    try:
+        return _check(cutters, region, sizes, seed)
+    except BnfoldError as error:
+        return LocalCheck(region.batchnorms, None, "", str(error))
 
 
 def _check(cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, Any], seed: int) -> LocalCheck:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[np.generic]]
 
-#: An output that moves by less than this many tolerances when the input is another one proves nothing.
-ALIVE = 10.0
+#: An output that moves by less than this part of its scale when the input is another one proves nothing.
+ALIVE = 1e-2
 #: The original's own repetition must agree ten times better than the tolerance, or the tensor counts as random.
 REPEATABLE = 0.1
 
@@ -200,11 +200,10 @@ def _repeats(pair: Pair, name: str, values: NDArray[np.generic], repeated: NDArr
 
 
 def _responds(pair: Pair, name: str, values: NDArray[np.generic], moved: NDArray[np.generic]) -> bool:
-    """Floating-point values that follow the input by much more than the tolerance."""
-    tolerance = TOLERANCE[pair.accuracy(name) or "float32"]
-    return (
-        values.dtype.name in FLOATS and name in pair.before.flow.inexact and movement(values, moved) > ALIVE * tolerance
-    )
+    """Floating-point values that follow the input by more than the tolerance could hide."""
+    least = max(ALIVE, TOLERANCE[pair.accuracy(name) or "float32"])
+    computed = values.dtype.name in FLOATS and name in pair.before.flow.inexact
+    return computed and movement(values, moved) > least
 
 
 def _coarsest(pair: Pair) -> str:
@@ -214,8 +213,8 @@ def _coarsest(pair: Pair) -> str:
 
 
 def _perturb(feeds: Arrays, accuracy: str) -> Arrays:
-    """The inputs, moved by a 256th of the tolerance (64 roundings of float32), though by 2 roundings at least."""
-    step = max(TOLERANCE[accuracy] / 256, 2 * UNIT_ROUNDOFF[accuracy])
+    """The inputs, moved by 64 roundings, though by a 256th at most (8 roundings of float16), yet by 2 roundings."""
+    step = max(2 * UNIT_ROUNDOFF[accuracy], min(64 * UNIT_ROUNDOFF[accuracy], 2.0**-8))
     generator = np.random.default_rng(0)
     moved = dict(feeds)
     for name, value in feeds.items():

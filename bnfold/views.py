@@ -5,15 +5,19 @@ A new operator is one view here (or one that exists), one carrier, and one line 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.decision import Refusal, Subject
 from bnfold.linear import WeightLayout
+
+if TYPE_CHECKING:
+    from bnfold.graph import Operator, PlacedAffine, Step
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,19 @@ class Barrier:
         return Subject(name, kind, self.channels, True)
 
 
+@dataclass(frozen=True)
+class Carrier:
+    """An operator of your own, with its two rules.
+
+    Attributes:
+        pull: Given the operator and the affine wanted on its output: the affines wanted on its inputs, or why not.
+        push: Given the operator and the affine on its first input: the affines seen on its outputs, or why not.
+    """
+
+    pull: Callable[[Operator, PlacedAffine], Step | Refusal]
+    push: Callable[[Operator, PlacedAffine], Step | Refusal]
+
+
 View: TypeAlias = (
     Linear
     | BatchNorm
@@ -235,4 +252,5 @@ View: TypeAlias = (
     | Pad
     | Homogeneous
     | Barrier
+    | Carrier
 )

@@ -83,6 +83,13 @@ def _square(r: Region) -> None:
     r.add("Mul", r.last)
 
 
+def _prelu_by_the_mean(r: Region) -> None:
+    before = r.last
+    r.add("ReduceMean", r.const(np.array([2, 3])))
+    slope, r.last = r.last, before
+    r.add("PRelu", slope)
+
+
 def _gate_of_the_input(r: Region) -> None:
     before = r.last
     r.add("ReduceMean", r.const(np.array([2, 3])))
@@ -120,6 +127,8 @@ STEPS = {
     "negated": lambda r: r.add("Neg"),
     "absolute": lambda r: r.add("Abs"),
     "leaky relu": lambda r: r.add("LeakyRelu", alpha=-1.5),
+    "prelu with a computed slope": _prelu_by_the_mean,
+    "gentle leaky relu": lambda r: r.add("LeakyRelu", alpha=0.1),
     "prelu": lambda r: r.add("PRelu", r.random(4, 1, 1)),
     "clip": lambda r: r.add("Clip", r.const(np.array(-0.5, np.float32)), r.const(np.array(1.5, np.float32))),
     "clip away from zero": lambda r: r.add("Clip", r.const(np.array(0.25, np.float32)), ""),

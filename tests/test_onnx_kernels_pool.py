@@ -85,3 +85,8 @@ def test_pooling_without_a_clear_meaning_is_refused(op_type: str, attributes: di
     attributes = {"opset": 19, "kernel_shape": [2, 2], **attributes}
     with pytest.raises(ModelError, match=f"the_node: .*{words}"):
         evaluate(in_float64(one_node(op_type, [x], **attributes)), {"x0": x})
+
+
+def test_of_equal_elements_the_first_is_the_largest() -> None:
+    x = np.random.default_rng(0).integers(0, 2, (2, 3, 6, 7)).astype(np.float32)
+    assert_agrees("MaxPool", [x], outputs=2, kernel_shape=[3, 3], strides=[1, 2], pads=[1, 1, 1, 1])

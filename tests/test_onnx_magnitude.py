@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -123,9 +124,7 @@ def test_a_bound_below_the_true_one_would_fail_the_property() -> None:
     assert (moved / (u * bound)).max() == pytest.approx(1.0, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("op_type", "inputs"), [("Sigmoid", []), ("Softmax", []), ("Exp", []), ("InstanceNormalization", [4, 4])]
-)
+@pytest.mark.parametrize(("op_type", "inputs"), [("Sigmoid", []), ("Softmax", []), ("Exp", []), ("LRN", [])])
 def test_an_operator_without_a_bound_is_refused_by_name(op_type: str, inputs: list[int]) -> None:
     region = Region(0)
     region.add(op_type, *(region.random(n) for n in inputs), name="the_node")
@@ -187,3 +186,84 @@ def test_an_old_clip_with_bounds_as_attributes_counts_them_but_not_the_largest_f
     region.add("Clip", min=-0.5, max=float(np.finfo(np.float32).max))
     bound = run(magnitude_model(region.model()), np.ones((2, 4, 6, 5)))
     assert np.all(bound == 0.5)
+
+
+NORMALISERS = {
+    "instance norm": ("InstanceNormalization", 4, {}),
+    "layer norm": ("LayerNormalization", 5, {"axis": -1, "epsilon": 0.0}),
+    "group norm": ("GroupNormalization", 4, {"num_groups": 2}),
+}
+
+
+@pytest.mark.parametrize(("op_type", "size", "attributes"), NORMALISERS.values(), ids=NORMALISERS)
+def test_the_bound_of_a_normaliser_holds_for_a_lone_spike(op_type: str, size: int, attributes: dict[str, Any]) -> None:
+    region, u = Region(4, opset=21), 2.0**-11
+    region.add(op_type, region.random(size), region.random(size), **attributes)
+    region.batch_norm()
+    model = in_float64(region.model())
+    x = np.zeros((2, 4, 6, 5))
+    x[(..., 2, 3) if op_type != "LayerNormalization" else (..., 3)] = 1000.0
+    x += 1e-3 * region.rng.normal(size=x.shape)
+    before, bound, ratio = run(model, x), run(magnitude_model(model, u), np.abs(x)), np.zeros(x.shape)
+    for _ in range(20):
+        changed = run(perturbed(model, lambda v: region.rng.choice([-u, u], v.shape)), x)
+        ratio = np.maximum(ratio, np.abs(changed - before) / (u * bound))
+    assert np.isfinite(bound).all()
+    assert 0.1 < ratio.max() <= 1 + SLACK
+
+
+def test_a_normaliser_after_a_stored_number_is_refused() -> None:
+    region = Region(0)
+    region.conv()
+    region.add("InstanceNormalization", region.random(4), region.random(4))
+    with pytest.raises(ModelError, match="InstanceNormalization after a stored number"):
+        magnitude_model(region.model())
+
+
+def test_the_bound_of_a_cubic_resize_holds_for_every_pattern_of_signs_and_is_reached() -> None:
+    region, u = Region(0), 2.0**-24
+    region.add("Mul", region.const(np.array(3.0, np.float32)))
+    region.add("Resize", "", region.const(np.array([1, 1, 1, 2], np.float32)), mode="cubic")
+    model = in_float64(region.model())
+    bound = run(magnitude_model(model, u), np.ones((2, 4, 6, 5)))
+    largest = 0.0
+    for signs in product((-1.0, 1.0), repeat=5):
+        x = np.ones((2, 4, 6, 5)) * np.array(signs)
+        moved = np.abs(run(perturbed(model, lambda v: np.full(v.shape, u)), x) - run(model, x))
+        largest = max(largest, float((moved / (u * bound)).max()))
+    assert largest == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_clip_that_lifts_a_zero_counts_what_it_lifts_it_to() -> None:
+    region = Region(0)
+    region.add("Clip", region.const(np.array(0.25, np.float32)), "")
+    region.add("Mul", region.const(np.array(-3.0, np.float32)))
+    bound = run(magnitude_model(region.model()), np.zeros((2, 4, 6, 5)))
+    np.testing.assert_allclose(bound, 2 * 0.25 * 3.0)  # the limit and the factor round
+
+
+def test_a_batch_norm_counts_the_rounding_of_gamma_once_and_of_the_variance_half() -> None:
+    region = Region(0)
+    values = [2.0, -1.0, 0.5, 4.0]
+    region.add("BatchNormalization", *(region.const(np.full(4, v, np.float32)) for v in values), epsilon=0.0)
+    bound = run(magnitude_model(region.model()), np.full((2, 4, 6, 5), 3.0))
+    np.testing.assert_allclose(bound, 1.0 * 0.5 + 1.5 * 1.0 * (3.0 + 0.5) + 1.0)
+
+
+REFUSED = {
+    "dropout in training": (["Dropout", "ratio", "yes"], {}, "Dropout in training mode"),
+    "cast to an integer": (["Cast"], {"to": 7}, "Cast to a type that is not float"),
+    "batch norm in training": (["BatchNormalization", *["four"] * 4], {"training_mode": 1}, "training mode"),
+}
+
+
+@pytest.mark.parametrize(("call", "attributes", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_use_of_an_operator_without_a_bound_is_refused(
+    call: list[str], attributes: dict[str, Any], words: str
+) -> None:
+    region = Region(0)
+    values = {"ratio": np.array(0.5, np.float32), "yes": np.array(True), "four": np.ones(4, np.float32)}
+    names = {name: region.const(value) for name, value in values.items()}
+    region.add(call[0], *(names.get(name, name) for name in call[1:]), **attributes)
+    with pytest.raises(ModelError, match=words):
+        magnitude_model(region.model())

@@ -299,6 +299,7 @@ def test_a_wrong_fold_behind_which_the_labels_stay_the_same_fails() -> None:
         model([*original_nodes(), *tail], held, ["label"], output_types=types),
         model([*folded_nodes(), *tail], bad, ["label"], output_types=types),
     )
+    assert check.failed
     assert check.first_divergence == "n2"
 
 
@@ -443,5 +444,74 @@ def test_branches_read_values_from_outside_their_bodies() -> None:
             helper.make_node("Equal", ["n", "three"], ["small"]),
             helper.make_node("If", ["small"], ["z"], then_branch=branch[0], else_branch=branch[1])]  # fmt: skip
     check = check_tail(tail, ["z"])
+    assert check.passed
+    assert "compared at y before it" in check.notes[0]
+
+
+def test_an_error_that_only_a_second_batch_size_shows_is_kept() -> None:
+    before, after = two_outputs(False), two_outputs(False)
+    after.graph.node[0].output[0] = "r"
+    after.graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), "two"))
+    after.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), "first"))
+    after.graph.node.extend(
+        [
+            helper.make_node("Shape", ["x"], ["s"]),
+            helper.make_node("Gather", ["s", "first"], ["n"]),
+            helper.make_node("Cast", ["n"], ["count"], to=TensorProto.FLOAT),
+            helper.make_node("Sub", ["count", "two"], ["beyond"]),
+            helper.make_node("Add", ["r", "beyond"], ["a"]),
+        ]
+    )
+    assert quick_check(before, after, shapes={"x": (2, 3, 12, 12)}).passed
+    assert quick_check(before, after).first_divergence == "a"
+
+
+def test_cancellation_noise_of_a_right_rewrite_is_granted() -> None:
+    # 3.0001 x - 3 x: the difference keeps only what the roundings of 3 x leave of it.
+    held = {name: np.array(value, np.float32) for name, value in {"p": 3.0001, "q": 3.0, "r": 2.0, "s": 1.0001}.items()}
+    nodes = [helper.make_node("Mul", ["x", "q"], ["m"]), helper.make_node("Sub", ["n", "m"], ["y"])]
+    split = [helper.make_node("Mul", ["x", "r"], ["n1"]), helper.make_node("Mul", ["x", "s"], ["n2"]),
+             helper.make_node("Add", ["n1", "n2"], ["n"]), *nodes]  # fmt: skip
+    check = quick_check(
+        model([helper.make_node("Mul", ["x", "p"], ["n"]), *nodes], held, ["y"]), model(split, held, ["y"])
+    )
+    output = check.comparisons[0]
+    assert output.error > 1e-3
+    assert check.passed
+    assert "rounding alone moves it" in output.note
+
+
+def test_a_float32_output_computed_in_float16_is_judged_as_float16() -> None:
+    def wrapped(nodes: list[onnx.NodeProto], held: Weights) -> onnx.ModelProto:
+        nodes[0].input[0] = "narrow"
+        nodes[-1].output[0] = "half"
+        first = helper.make_node("Cast", ["x"], ["narrow"], to=TensorProto.FLOAT16)
+        return model([first, *nodes, helper.make_node("Cast", ["half"], ["y"], to=TensorProto.FLOAT)], held, ["y"])
+
+    held = weights(np.float16)
+    check = quick_check(wrapped(original_nodes(), held), wrapped(folded_nodes(), fold(held)))
+    output = check.comparisons[0]
+    assert check.passed
+    assert output.dtype == "float32"
+    assert output.tolerance > 1e-2
+
+
+def test_a_left_out_output_that_changed_its_type_fails() -> None:
+    before, after = pair()
+    before.graph.node.append(helper.make_node("ArgMax", ["y"], ["label"]))
+    before.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, None))
+    after.graph.node.append(helper.make_node("ArgMax", ["y"], ["long"]))
+    after.graph.node.append(helper.make_node("Cast", ["long"], ["label"], to=TensorProto.INT32))
+    after.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT32, None))
+    check = quick_check(before, after)
+    assert check.failed
+    assert [(entry.name, entry.note) for entry in check.comparisons if entry.failed] == [
+        ("label", "the type changed from int64 to int32")
+    ]
+
+
+def test_a_cast_to_whole_numbers_is_a_decision() -> None:
+    tail = [helper.make_node("Cast", ["y"], ["pixels"], to=TensorProto.UINT8)]
+    check = check_tail(tail, ["pixels"], output_types={"pixels": TensorProto.UINT8})
     assert check.passed
     assert "compared at y before it" in check.notes[0]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ALIVE = 1e-2  # least change between two images, of the output's scale
 CALM = 1e-4  # largest change after a move of 1e-7
-FELT = 1e-3  # least change of the output's norm per unit of relative change of a BatchNorm's parameters
+FELT = 3e-4  # least change of the output's norm per unit of a BatchNorm's parameters; float32 noise is 3e-5 at most
 AGREES = 1e-4  # float32 at onnxruntime against float64
 
 

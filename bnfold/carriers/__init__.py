@@ -13,6 +13,7 @@ from bnfold.views import (
     Average,
     Barrier,
     BatchNorm,
+    Carrier,
     Cast,
     Concat,
     ConstantOperand,
@@ -58,6 +59,8 @@ def pull(operator: Operator, wanted: PlacedAffine, pending: Pending) -> Step | R
             return resample.pull_pad(operator, view, wanted, pending)
         case Homogeneous() as view:
             return activation.pull_homogeneous(operator, view, wanted)
+        case Carrier() as view:
+            return view.pull(operator, wanted)
         case Barrier() as view:
             return view.refusal
 
@@ -94,5 +97,7 @@ def push(operator: Operator, seen: dict[int, PlacedAffine], pending: Pending) ->
             return resample.push_pad(operator, view, one, pending)
         case Homogeneous() as view:
             return activation.push_homogeneous(operator, view, one)
+        case Carrier() as view:
+            return view.push(operator, one)
         case Barrier() as view:
             return view.refusal

@@ -1,7 +1,7 @@
 """Which values of an ONNX graph are constant, and what they are: `array(value)` is their number for every input.
 
 Initializers, Constant nodes, and whatever is computed from constants by the operators that exporters put between a
-parameter and its reader (Identity, Cast, Unsqueeze, Expand, CastLike, ...).
+parameter and its reader (Identity, Cast, Unsqueeze, Expand,, ...).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import onnx.reference
 import onnx_ir as ir
 
 from bnfold.decision import Reason, Refusal
+from bnfold.frontends.onnx_shapes import Shapes
 
 #: Deterministic operators whose value is worth knowing; DequantizeLinear is not among them, so that weights stay
 #: quantised.
 _COMPUTED = frozenset(
     """
-    Add Cast CastLike Concat ConstantOfShape Div Exp Expand Flatten Gather Identity Max Min Mul Neg Pow Range
-    Reciprocal ReduceProd Reshape Shape Size Slice Sqrt Squeeze Sub Tile Transpose Unsqueeze
+    Add Cast Concat ConstantOfShape Div Exp Expand Flatten Gather Identity Max Min Mul Neg Pow Range
+    Reciprocal ReduceProd Reshape Size Slice Sqrt Squeeze Sub Tile Transpose Unsqueeze
     """.split()
 )
 
@@ -36,10 +37,11 @@ class Constants:
         keep_overridable: Whether an initializer that is also a graph input counts as variable.
     """
 
-    def __init__(self, graph: ir.Graph, opsets: dict[str, int], *, keep_overridable: bool) -> None:
+    def __init__(self, model: ir.Model, shapes: Shapes, *, keep_overridable: bool) -> None:
         self.keep_overridable = keep_overridable
-        self._opsets = opsets
-        self._inputs = {id(value) for value in graph.inputs}
+        self._opsets = dict(model.opset_imports)
+        self._shapes = shapes
+        self._inputs = {id(value) for value in model.graph.inputs}
         self._computed: dict[int, npt.NDArray[Any] | None] = {}
 
     def array(self, value: ir.Value | None) -> npt.NDArray[Any] | None:
@@ -69,15 +71,38 @@ class Constants:
     def _compute(self, node: ir.Node, value: ir.Value) -> npt.NDArray[Any] | None:
         if node.domain not in ("", "ai.onnx"):
             return None
-        if node.op_type == "Constant":
-            tensor = ir.convenience.get_const_tensor(value)
-            return None if tensor is None else tensor.numpy()
-        if node.op_type not in _COMPUTED or len(node.outputs) != 1:
-            return None
+        match node.op_type:
+            case "Constant":
+                tensor = ir.convenience.get_const_tensor(value)
+                return None if tensor is None else tensor.numpy()
+            case "Shape":
+                return self._static_shape(node)
+            case "CastLike":
+                return self._cast_like(node)
+            case kind if kind in _COMPUTED and len(node.outputs) == 1:
+                return self._evaluated(node)
+        return None
+
+    def _evaluated(self, node: ir.Node) -> npt.NDArray[Any] | None:
         inputs = [None if v is None else self.array(v) for v in node.inputs]
         if any(a is None and v is not None for a, v in zip(inputs, node.inputs, strict=True)):
             return None
         return None if _too_large(node, inputs) else self._run(node, inputs)
+
+    def _static_shape(self, node: ir.Node) -> npt.NDArray[Any] | None:
+        """The part of a shape that is asked for, where it is proven."""
+        shape = self._shapes.shape(node.inputs[0])
+        if shape is None:
+            return None
+        start, end = (node.attributes.get(name) for name in ("start", "end"))
+        part = shape[None if start is None else start.as_int() : None if end is None else end.as_int()]
+        sizes = [size for size in part if isinstance(size, int)]
+        return np.array(sizes, np.int64) if len(sizes) == len(part) else None
+
+    def _cast_like(self, node: ir.Node) -> npt.NDArray[Any] | None:
+        """Only the type of the second input counts, which is known even where its values are not."""
+        array, dtype = self.array(node.inputs[0]), self._shapes.dtype(node.inputs[1])
+        return None if array is None or dtype is None else array.astype(dtype)
 
     def _run(self, node: ir.Node, inputs: list[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
         proto = ir.to_proto(node)

@@ -42,6 +42,11 @@ def name_of(node: ir.Node) -> str:
     return node.name or next((v.name for v in node.outputs if v.name), None) or node.op_type
 
 
+def is_standard(node: ir.Node) -> bool:
+    """Whether the node is of the ONNX specification's own domain, which has two names."""
+    return node.domain in ("", "ai.onnx")
+
+
 def barrier(node: ir.Node, reason: Reason, detail: str = "") -> Barrier:
     """A barrier at `node`."""
     return Barrier(Refusal(reason, name_of(node), detail))

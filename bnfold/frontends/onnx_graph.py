@@ -5,7 +5,7 @@ A value that a control-flow body reads, and an output of the model, are uses tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -14,11 +14,11 @@ from bnfold.affine import Float64Array
 from bnfold.decision import Kept, Reason, Refusal, Subject
 from bnfold.errors import ModelError
 from bnfold.frontends.onnx_constants import Constants
-from bnfold.frontends.onnx_context import Context, input_at, name_of
-from bnfold.frontends.onnx_linear import LinearSite
+from bnfold.frontends.onnx_context import Context, input_at, is_standard, name_of
+from bnfold.frontends.onnx_linear import ConvSite, LinearSite
 from bnfold.frontends.onnx_read_linear import ReadLinear
 from bnfold.frontends.onnx_read_pointwise import constant_position
-from bnfold.frontends.onnx_readers import read
+from bnfold.frontends.onnx_readers import Reader, read
 from bnfold.frontends.onnx_shapes import Shapes
 from bnfold.graph import Operator, Use, Value
 from bnfold.linear import LinearParams
@@ -38,20 +38,32 @@ class OnnxGraph:
         sites: Where the constants of each linear operator stand.
         nodes: The node of each operator (the first, for a MatMul with its Add).
 
+    Args:
+        keep_overridable: Whether initializers that are also graph inputs count as variable.
+        readers: The caller's own readers, by domain ("" for the standard operators) and operator type.
+
     Raises:
         ModelError: The model's operator set is older than 7.
     """
 
-    def __init__(self, model: ir.Model, *, keep_overridable: bool = False) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        keep_overridable: bool = False,
+        readers: Mapping[tuple[str, str], Reader] | None = None,
+    ) -> None:
         self.model = model
+        self._readers = readers or {}
         opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", OLDEST_OPSET))
         if opset < OLDEST_OPSET:
             raise ModelError(
                 f"operator set {opset} is too old, the oldest that bnfold reads is {OLDEST_OPSET}",
                 remedy="convert the model with onnx.version_converter",
             )
-        constants = Constants(model.graph, dict(model.opset_imports), keep_overridable=keep_overridable)
-        self.context = Context(Shapes(model), constants, opset, frozenset(model.functions))
+        shapes = Shapes(model)
+        constants = Constants(model, shapes, keep_overridable=keep_overridable)
+        self.context = Context(shapes, constants, opset, frozenset(model.functions))
         self.sites: dict[int, LinearSite] = {}
         self.nodes: list[ir.Node] = []
         self.operators: list[Operator] = []
@@ -80,6 +92,11 @@ class OnnxGraph:
         """The stored constants of a linear operator, in float64."""
         return self.sites[operator.index].read()
 
+    def spans(self) -> dict[int, tuple[int, int]]:
+        """For each convolution that takes any image size: `2*k + s` of its largest axis, and how many axes it has."""
+        sites = {i: site for i, site in self.sites.items() if isinstance(site, ConvSite)}
+        return {i: (site.span, site.weight.ndim - 2) for i, site in sites.items() if site.span}
+
     def constant(self, operator: Operator) -> Float64Array:
         """The stored constant of an operator with a constant operand, or of a Pad."""
         if isinstance(operator.view, Pad):
@@ -99,7 +116,7 @@ class OnnxGraph:
         for node in self.model.graph:
             if id(node) in biases:
                 continue
-            what = read(node, self.context)
+            what = read(node, self.context, self._readers)
             if isinstance(what, ReadLinear):
                 biases.update(id(n) for n in what.site.nodes[1:])
                 self.sites[len(self.operators)] = what.site
@@ -156,7 +173,7 @@ def _unreachable(model: ir.Model) -> Iterator[Kept]:
 
 def _kept_in(graph: ir.Graph, reason: Reason, where: str) -> Iterator[Kept]:
     for node in graph:
-        if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
+        if node.op_type == "BatchNormalization" and is_standard(node):
             gamma = node.inputs[1]
             known = gamma is not None and gamma.const_value is not None
             channels = gamma.const_value.size if known and gamma is not None and gamma.const_value is not None else 0

@@ -99,7 +99,7 @@ class Upsample(OpRun):
     ) -> tuple[Array]:
         factors = scales_input if scales_input is not None else np.asarray(scales, dtype=np.float64)
         layout = _layout(x.shape, list(range(x.ndim)), None, factors, None)
-        # PyTorch writes 'bilinear' and 'trilinear' nowhere in these opsets, but Caffe2 exporters do.
+        # Opset 1 said 'bilinear', and some exporters still do.
         kind = "linear" if mode in {"linear", "bilinear"} else mode
         return (resample(x, layout, Sampling(kind, "asymmetric", "simple")),)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.affine import Float64Array
-from bnfold.frontends.onnx_context import float_attr, input_at
+from bnfold.frontends.onnx_context import float_attr, input_at, ints_attr
 from bnfold.frontends.onnx_editor import Editor
 from bnfold.linear import LinearParams, WeightLayout
 
@@ -53,6 +53,16 @@ class ConvSite:
     def nodes(self) -> tuple[ir.Node, ...]:
         """The node."""
         return (self.node,)
+
+    @property
+    def span(self) -> int:
+        """`2*k + s` of the largest axis, with the effective kernel size k and the stride s; 0 if sizes are fixed."""
+        if ints_attr(self.node, "output_shape") is not None:
+            return 0
+        kernel = self.weight.shape[2:]
+        dilations, strides = (ints_attr(self.node, name) or (1,) * len(kernel) for name in ("dilations", "strides"))
+        spans = (2 * ((k - 1) * d + 1) + s for k, d, s in zip(kernel, dilations, strides, strict=True))
+        return int(max(spans))
 
     def read(self) -> LinearParams:
         """The stored constants in canonical form."""

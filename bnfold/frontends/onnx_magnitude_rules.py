@@ -54,7 +54,7 @@ def _moves(tracks: TracksBuilder, node: NodeProto) -> None:
     magnitudes = tracks.outputs(node.op_type, [data.magnitude, *others], node.attribute, count)
     errors: Sequence[str | None] = (
         magnitudes
-        if data.is_stored
+        if data.rounds_once
         else [None] * count
         if data.error is None
         else tracks.outputs(node.op_type, [data.error, *others], node.attribute, count)
@@ -86,13 +86,13 @@ def _multiplies(tracks: TracksBuilder, node: NodeProto) -> None:
 
     magnitude = apply(first.magnitude, second.magnitude, bias.magnitude if bias else None)
     added, more = bias.error if bias else None, 1 + tracks.roundoff
-    bias_stored = bias is None or bias.is_stored
-    one_factor = (second.is_stored and first.error is None) or (first.is_stored and second.error is None)
-    if one_factor and bias_stored:
+    bias_rounds_once = bias is None or bias.rounds_once
+    one_factor = (second.rounds_once and first.error is None) or (first.rounds_once and second.error is None)
+    if one_factor and bias_rounds_once:
         error: str | None = magnitude
-    elif second.is_stored:
+    elif second.rounds_once:
         error = apply(tracks.enlarged(first, more), second.magnitude, added)
-    elif first.is_stored:
+    elif first.rounds_once:
         error = apply(first.magnitude, tracks.enlarged(second, more), added)
     else:
         terms = [apply(first.error, tracks.enlarged(second, tracks.roundoff), None)] if first.error else []
@@ -134,12 +134,10 @@ def _normalises(tracks: TracksBuilder, node: NodeProto) -> None:
 
 
 def _leaks(tracks: TracksBuilder, node: NodeProto) -> None:
-    """LeakyRelu and PRelu: `max(1, |slope|)` times both tracks, and a stored slope's own error `|slope|*Mx`."""
+    """LeakyRelu and PRelu: `max(1, |slope|)` times both tracks, and the slope's own error `Eslope*Mx`."""
     data, bound = tracks.bound(node.input[0]), None
     if node.op_type == "PRelu":
         bound = tracks.bound(node.input[1])
-        if bound.error is not None and not bound.is_stored:
-            raise ModelError("no rounding bound is known for PRelu with a computed slope", where=where_of(node))
         larger = tracks.node("Max", [tracks.enlarged(bound, tracks.roundoff), tracks.constant(np.ones(()))])
     else:
         larger = tracks.constant(np.asarray(max(1.0, abs(float(_attribute(node, "alpha", np.float32(0.01)))))))
@@ -208,6 +206,35 @@ def _resamples(tracks: TracksBuilder, node: NodeProto) -> None:
     tracks.set_bound(node.output[0], Bound(apply(data.magnitude, 1.0), error))
 
 
+def _standardises(tracks: TracksBuilder, node: NodeProto) -> None:
+    """LayerNormalization and its kin over n elements: `|(x - mean)/sqrt(var + epsilon)| <= sqrt(n)`, whatever x is.
+
+    `M = E = sqrt(n)*|scale| + |bias|`, loose by up to sqrt(n); an x that has an error itself has no bound.
+    """
+    data = tracks.bound(node.input[0])
+    if data.error is not None or sum(bool(o) for o in node.output) > 1:
+        what = f"no rounding bound is known for {node.op_type} after a stored number, or with a second output"
+        raise ModelError(what, where=where_of(node))
+    first_axis = {"InstanceNormalization": 2, "GroupNormalization": 1}.get(node.op_type, _attribute(node, "axis", -1))
+    flat = tracks.node("Flatten", [data.magnitude], [onnx.helper.make_attribute("axis", first_axis)])
+    size = tracks.node("Gather", [tracks.node("Shape", [flat]), tracks.constant(np.asarray(1))])
+    count = tracks.node("Cast", [size], [onnx.helper.make_attribute("to", int(TensorProto.DOUBLE))])
+    groups = tracks.constant(np.asarray(float(_attribute(node, "num_groups", 1))))
+    root = tracks.node("Sqrt", [tracks.node("Div", [count, groups])])
+    # Of zeros the operator returns its bias, in the right shape; epsilon may be zero, and 0/0 is no number.
+    attributes = [a for a in node.attribute if a.name != "epsilon"]
+    attributes.append(onnx.helper.make_attribute("epsilon", 1.0))
+    scale, zeros = _stored(tracks, node, 1), tracks.zeros_like(data.magnitude)
+
+    def spread(value: np.ndarray[Any, Any]) -> str:
+        return tracks.node(node.op_type, [zeros, tracks.constant(scale), tracks.constant(np.abs(value))], attributes)
+
+    total = tracks.node("Mul", [root, spread(scale)])
+    if len(node.input) > 2 and node.input[2]:
+        total = tracks.node("Add", [total, spread(_stored(tracks, node, 2))])
+    tracks.set_bound(node.output[0], Bound(total, total))
+
+
 def _stored(tracks: TracksBuilder, node: NodeProto, index: int) -> np.ndarray[Any, Any]:
     """The constant at an input of the node."""
     found = tracks.constants.get(node.input[index])
@@ -237,6 +264,7 @@ RULES: Final[dict[str, Callable[[TracksBuilder, NodeProto], None]]] = {
     **dict.fromkeys(_MOVING, _moves),
     **dict.fromkeys(("Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum", "Where"), _joins),
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul", "Mul"), _multiplies),
+    **dict.fromkeys(("GroupNormalization", "InstanceNormalization", "LayerNormalization"), _standardises),
     "BatchNormalization": _normalises,
     "Clip": _clips,
     "Div": _divides,

@@ -36,8 +36,8 @@ class Bound:
     error: str | None
 
     @property
-    def is_stored(self) -> bool:
-        """Whether the tensor is stored numbers and nothing else, so that E = M."""
+    def rounds_once(self) -> bool:
+        """Whether E = M: stored numbers, or exact ones times one stored number each."""
         return self.error == self.magnitude
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.decision import Reason, Refusal
-from bnfold.frontends.onnx_context import Context, barrier, input_at, int_attr, is_float, name_of
+from bnfold.frontends.onnx_context import Context, barrier, input_at, int_attr, is_float, is_standard, name_of
 from bnfold.frontends.onnx_linear import ConvSite, GemmSite, LinearSite, MatMulSite
 from bnfold.frontends.onnx_windows import transposed_sees_every_tap, window
 from bnfold.linear import WeightLayout
@@ -116,7 +116,7 @@ def _bias_add(
     if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not node.graph:
         return None
     add, position = uses[0].node, 1 - uses[0].idx
-    if add.op_type != "Add" or add.domain not in ("", "ai.onnx"):
+    if add.op_type != "Add" or not is_standard(add):
         return None
     c = context.constants.array(add.inputs[position])
     if c is None or c.ndim > rank or not is_float(c.dtype):

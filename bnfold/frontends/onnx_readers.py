@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -10,10 +11,13 @@ from bnfold.decision import Reason
 from bnfold.frontends import onnx_read_pointwise as pointwise
 from bnfold.frontends import onnx_read_shape as shape
 from bnfold.frontends import onnx_read_windows as windows
-from bnfold.frontends.onnx_context import Context, barrier
+from bnfold.frontends.onnx_context import Context, barrier, is_standard
 from bnfold.frontends.onnx_read_batchnorm import read_batchnorm
 from bnfold.frontends.onnx_read_linear import ReadLinear, read_conv, read_gemm, read_matmul
 from bnfold.views import Barrier, View
+
+#: Turns a node into a view; it may look around, and changes nothing.
+Reader: TypeAlias = Callable[[ir.Node, Context], View]
 
 LINEAR: dict[str, Callable[[ir.Node, Context], ReadLinear | Barrier]] = {
     "Conv": read_conv,
@@ -22,7 +26,7 @@ LINEAR: dict[str, Callable[[ir.Node, Context], ReadLinear | Barrier]] = {
     "MatMul": read_matmul,
 }
 
-READERS: dict[str, Callable[[ir.Node, Context], View]] = {
+READERS: dict[str, Reader] = {
     "Abs": pointwise.read_abs,
     "Add": pointwise.read_arithmetic,
     "AveragePool": windows.read_pool,
@@ -64,11 +68,14 @@ _NOT_LINEAR = frozenset(
 )
 
 
-def read(node: ir.Node, context: Context) -> ReadLinear | View:
-    """What `node` computes."""
+def read(node: ir.Node, context: Context, own: Mapping[tuple[str, str], Reader]) -> ReadLinear | View:
+    """What `node` computes; `own` are the caller's readers by domain ("" for the standard operators) and operator."""
+    key = ("" if is_standard(node) else node.domain, node.op_type)
+    if key in own:
+        return own[key](node, context)
     if (node.domain, node.op_type, node.overload) in context.functions:
         return barrier(node, Reason.OPERATOR_IS_UNKNOWN, "a model-local function")
-    if node.domain not in ("", "ai.onnx"):
+    if not is_standard(node):
         return barrier(node, Reason.OPERATOR_IS_UNKNOWN, f"{node.domain}.{node.op_type}")
     if node.op_type in LINEAR:
         return LINEAR[node.op_type](node, context)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
+from bnfold.frontends.onnx_constants import Constants
 from bnfold.frontends.onnx_context import is_float
 from bnfold.frontends.onnx_kernels_run import inlined
 from bnfold.frontends.onnx_shapes import Shapes
@@ -28,6 +30,8 @@ class Cutter:
         graph = self._model.graph
         self._places = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self._constants = Constants(model, shapes, keep_overridable=False)
+        self._values = known
 
     def cut(self, inputs: Iterable[str], outputs: Iterable[str]) -> onnx.ModelProto:
         """The nodes between the floating-point values `inputs` and `outputs`; what else is read is an input as well."""
@@ -50,15 +54,22 @@ class Cutter:
             if name in seen or not name:
                 continue
             seen.add(name)
-            if name in ends or (name not in self._places and name not in self._initializers):
-                free.add(name)
-            elif name in self._initializers:
+            if name not in ends and self._is_constant(name):
                 tensors.add(name)
+            elif name in ends or name not in self._places:
+                free.add(name)
             else:
                 places.add(self._places[name])
                 node = self._model.graph.node[self._places[name]]
                 (asked.update if _asks_for_shape(node) else pending.extend)(node.input)
         return free, places, tensors, asked
+
+    def _is_constant(self, name: str) -> bool:
+        """An initializer, or what is computed from constants; the latter is computed once and stored beside them."""
+        array = None if name in self._initializers else self._constants.array(self._values.get(name))
+        if array is not None:
+            self._initializers[name] = onnx.numpy_helper.from_array(np.asarray(array), name)
+        return name in self._initializers
 
     def _assemble(self, places: list[int], free: list[str], tensors: list[str], outputs: list[str]) -> onnx.ModelProto:
         nodes = [self._model.graph.node[i] for i in places]

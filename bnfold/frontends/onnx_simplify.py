@@ -1,4 +1,4 @@
-"""onnxsim before folding, to uncover constants; its own BatchNorm fusion stays off, so that bnfold decides every fold."""
+"""onnxsim before folding, to uncover constants; its own BatchNorm fusion stays off: bnfold decides every fold."""
 
 from __future__ import annotations
 

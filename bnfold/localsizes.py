@@ -1,0 +1,76 @@
+"""Shapes on which the local test runs a region: small ones where its operators allow any, else the model's own.
+
+A convolution with effective kernel k and stride s shows all its taps, both borders and an inner output at `2*k + s`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs
+from bnfold.folding import FoldPlan, Region
+from bnfold.frontends.onnx_shapes import Shapes
+from bnfold.graph import Operator, Shape
+from bnfold.views import BatchNorm, Cast, Homogeneous, Linear, Same
+
+#: What works on any number of entries along the batch and the spatial axes, and treats channels one by one.
+_LOCAL = (BatchNorm, Cast, Homogeneous, Same)
+
+
+def small_shapes(
+    plan: FoldPlan, region: Region, spans: Mapping[int, tuple[int, int]]
+) -> dict[str, tuple[int, ...]] | None:
+    """A shape for the one input of a region of convolutions and operators that treat every element alike.
+
+    Args:
+        plan: The plan that the region is part of.
+        region: The region.
+        spans: For each convolution of the model, by its index: `2*k + s` of its largest axis, and its spatial axes.
+
+    Returns:
+        The shape by name; None where the region has other operators, or several inputs.
+    """
+    operators = [plan.bench.graph.operators[i] for i in region.operators]
+    linear = [op for op in operators if isinstance(op.view, Linear)]
+    if len(region.inputs) != 1 or not all(op.index in spans or isinstance(op.view, _LOCAL) for op in operators):
+        return None
+    channels = next((c for op in operators if (c := _channels_of(op, region.inputs[0])) is not None), None)
+    if channels is None or not linear:
+        return None
+    size = max(spans[op.index][0] for op in linear)
+    return {region.inputs[0]: (2, channels, *(size,) * spans[linear[0].index][1])}
+
+
+def _channels_of(operator: Operator, value: str) -> int | None:
+    if value not in operator.inputs:
+        return None
+    match operator.view:
+        case Linear(inputs=inputs):
+            return inputs
+        case BatchNorm(affine=affine):
+            return affine.channels
+    return None
+
+
+def model_shapes(
+    model: ir.Model, regions: Sequence[Region], overrides: Mapping[str, tuple[int, ...]]
+) -> Iterator[dict[str, Shape]]:
+    """The shapes of all values at each input size in turn, those first at which every region's inputs have one."""
+    specs = read_inputs(ir.to_proto(model))
+    wanted = {name for region in regions for name in region.inputs}
+    later: list[dict[str, Shape]] = []
+    for spatial in SPATIAL_SIZES:
+        inferred = Shapes(model, fill_shapes(specs, batch=2, spatial=spatial, overrides=overrides))
+        shapes = ((name, inferred.by_name(name)) for name in inferred.names)
+        known = {name: shape for name, shape in shapes if shape is not None and _is_static(shape)}
+        if wanted <= set(known):
+            yield known
+        else:
+            later.append(known)
+    yield from later
+
+
+def _is_static(shape: Shape) -> bool:
+    return all(isinstance(size, int) and size > 0 for size in shape)

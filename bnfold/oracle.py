@@ -1,0 +1,126 @@
+"""The float64 oracle, asked when rounding alone could explain a difference: is the folded model less accurate?
+
+A tensor passes if in every channel `error(folded) <= 4*error(original) + 64*u*scale`, both against the original in
+float64. The oracle is believed only where it agrees with the original about as well as the arithmetic allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from bnfold.affine import Float64Array
+from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF, TensorComparison
+from bnfold.data import read_inputs, synthesise
+from bnfold.errors import BnfoldError
+from bnfold.frontends.onnx_float64 import in_float64
+from bnfold.frontends.onnx_kernels_run import evaluate
+from bnfold.quickcheck import QuickCheck
+from bnfold.runtime import open_session
+
+#: The folded model may err this many times as much as the original.
+ERROR_FACTOR = 4.0
+
+#: To which this many roundings of the channel's scale are added.
+ERROR_ROUNDINGS = 64.0
+
+#: The oracle is not believed where the original differs from it by more than this many tolerances.
+_BELIEVED = 16.0
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far two results are from the truth.
+
+    Attributes:
+        folded: The largest error of the folded model in units of what the rule allows; at most 1 passes.
+        original: The largest error of the original, relative to the tensor's scale.
+    """
+
+    folded: float
+    original: float
+
+
+def judge(truth: Float64Array, original: npt.NDArray[Any], folded: npt.NDArray[Any], roundoff: float) -> Errors:
+    """Both errors of one tensor, channel by channel (axis 1; one channel for fewer axes).
+
+    A channel in which the original happened to be exact is granted the median channel's error.
+    """
+    axes = tuple(axis for axis in range(truth.ndim) if axis != 1)
+    scale, was, now = (np.abs(a).max(axis=axes, initial=0.0) for a in (truth, original - truth, folded - truth))
+    allowed = ERROR_FACTOR * np.maximum(was, np.median(was)) + ERROR_ROUNDINGS * roundoff * scale
+    with np.errstate(all="ignore"):
+        ratio = np.where(now == 0, 0.0, now / allowed)
+        error = float(np.max(was)) / float(np.max(scale))
+    return Errors(float(np.nan_to_num(np.max(ratio), nan=np.inf)), error if np.isfinite(error) else np.inf)
+
+
+def settle(
+    check: QuickCheck,
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    *,
+    seed: int,
+    progress: Callable[[str], None] | None = None,
+) -> QuickCheck:
+    """`check` with every doubtful difference judged by the oracle; as it was when there is no oracle to believe."""
+    doubtful = [c.name for c in (*check.comparisons, *check.inner) if c.failed]
+    if progress is not None:
+        progress(f"asking the float64 oracle about {len(doubtful)} tensors")
+    try:
+        judged = _judge_all(check, before, after, doubtful, seed)
+    except BnfoldError as error:
+        return replace(check, notes=(*check.notes, f"There is no oracle for the differences: {error}."))
+    outputs, inner = ([_settled(c, judged) for c in group] for group in (check.comparisons, check.inner))
+    failed = {c.name for c in (*outputs, *inner) if c.failed}
+    first = check.first_divergence if check.first_divergence in failed else next(iter(sorted(failed)), None)
+    note = f"{len(doubtful) - len(failed)} of {len(doubtful)} differences are rounding, by the float64 oracle."
+    return replace(
+        check,
+        comparisons=tuple(outputs),
+        inner=tuple(inner),
+        first_divergence=first,
+        failed=bool(failed),
+        notes=(*check.notes, note),
+    )
+
+
+def _judge_all(
+    check: QuickCheck, before: onnx.ModelProto, after: onnx.ModelProto, names: Sequence[str], seed: int
+) -> Mapping[str, Errors]:
+    """The worst verdict on each tensor over all runs of the check."""
+    specs, wide = read_inputs(before), in_float64(before)
+    sessions = [open_session(_exposing(model, names), check.provider) for model in (before, after)]
+    worst: dict[str, Errors] = {}
+    for i, shapes in enumerate(check.runs):
+        feeds = synthesise(specs, seed=seed + 2 * i, batch=1, overrides=shapes)
+        truth = evaluate(wide, feeds, names)
+        results = [session.run(names, feeds) for session in sessions]
+        for name in names:
+            accuracy = str(results[0][name].dtype)
+            verdict = judge(truth[name], results[0][name], results[1][name], UNIT_ROUNDOFF[accuracy])
+            if verdict.original > _BELIEVED * TOLERANCE[accuracy]:
+                verdict = Errors(np.inf, verdict.original)
+            worst[name] = max(worst.get(name, verdict), verdict, key=lambda v: v.folded)
+    return worst
+
+
+def _exposing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    held = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in held)
+    return copy
+
+
+def _settled(comparison: TensorComparison, judged: Mapping[str, Errors]) -> TensorComparison:
+    verdict = judged.get(comparison.name)
+    if verdict is None or not verdict.folded <= 1:
+        return comparison
+    note = f"rounding: {verdict.folded:.2g} of what the float64 oracle allows"
+    return replace(comparison, passed=True, note=note)
