@@ -15,8 +15,6 @@ from cli_run import DEAD, MODEL, ROOT, STUCK, Run, batchnorms, names, written
 import bnfold
 from bnfold.cli_commands import commands
 
-pytest_plugins = ("cli_run",)
-
 
 @pytest.mark.parametrize("command", [(), ("fold",)], ids=["default", "fold"])
 def test_a_fold_writes_the_model_and_one_line_on_stdout(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:

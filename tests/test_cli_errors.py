@@ -19,8 +19,6 @@ from cli_run import MODEL, STUCK, Run, assert_one_sentence, names, shell, writte
 from bnfold import api
 from bnfold.linear import LinearParams
 
-pytest_plugins = ("cli_run",)
-
 
 def test_with_require_all_a_kept_batchnorm_is_an_error_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
     model = written(tmp_path, STUCK)
