@@ -42,7 +42,7 @@ def pull_pad(operator: Operator, view: Pad, wanted: PlacedAffine, pending: Pendi
     if v is None or not _pads_elsewhere(view, wanted):
         return Step({0: inner})
     with np.errstate(all="ignore"):
-        return _with_value(operator, v, inner, inner.affine.scale * v + inner.affine.shift)
+        return _with_value(operator, view, v, inner, inner.affine.scale * v + inner.affine.shift)
 
 
 def push_pad(operator: Operator, view: Pad, seen: PlacedAffine, pending: Pending) -> Step | Refusal:
@@ -55,7 +55,7 @@ def push_pad(operator: Operator, view: Pad, seen: PlacedAffine, pending: Pending
         return Step({0: outer})
     if not seen.affine.scale.all():
         return Refusal(Reason.SCALE_IS_ZERO, operator.name)
-    return _with_value(operator, v, outer, (v - seen.affine.shift) / seen.affine.scale)
+    return _with_value(operator, view, v, outer, (v - seen.affine.shift) / seen.affine.scale)
 
 
 def _value(operator: Operator, view: Pad, pending: Pending) -> float | None:
@@ -77,11 +77,13 @@ def _pads_elsewhere(view: Pad, placed: PlacedAffine) -> bool:
     return bool(_padded(view, others))
 
 
-def _with_value(operator: Operator, old: float, placed: PlacedAffine, values: Float64Array) -> Step | Refusal:
-    """`values` become the padding's constant when they are one finite number."""
+def _with_value(
+    operator: Operator, view: Pad, old: float, placed: PlacedAffine, values: Float64Array
+) -> Step | Refusal:
+    """`values` become the padding's constant when they are one finite number, and no padded channel needs the old."""
     if (values == old).all():
         return Step({0: placed})
-    uniform = np.isfinite(values[0]) and bool((values == values[0]).all())
+    uniform = np.isfinite(values[0]) and bool((values == values[0]).all()) and not _padded(view, placed.axes)
     if not uniform:
         return Refusal(Reason.SHIFT_MEETS_PADDING, operator.name, f"it pads with {old}")
     return Step({0: placed}, (SetConstant(operator, np.float64(values[0]).reshape(())),))

@@ -81,6 +81,19 @@ def external_files(model: ir.Model) -> Iterator[tuple[Path, int]]:
                 yield Path(tensor.path), (tensor.offset or 0) + (tensor.length or tensor.nbytes)
 
 
+def with_data(model: ir.Model) -> ir.Model:
+    """`model`, or a copy that maps its external data itself, so that it can be handed over whole."""
+    if not any(True for _ in external_files(model)):
+        return model
+    copy = model.clone()
+    for graph in copy.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+    return copy
+
+
 def _check_external(model: ir.Model, path: str | os.PathLike[str]) -> None:
     for file, size in external_files(model):
         if not file.is_file():
@@ -140,7 +153,8 @@ def _write(model: ir.Model, work: Path, target: Path) -> Path | None:
         _settle(draft, target)
         return None
     name = f"{target.name}.{_digest(model)}.data"
-    ir.save(model, draft, external_data=name, size_threshold_bytes=_SMALL)
+    # onnx_ir would close the maps of small tensors, which views of them still hold open.
+    ir.save(with_data(model), draft, external_data=name, size_threshold_bytes=_SMALL)
     if (work / name).exists():
         _settle(work / name, target.parent / name)
     _settle(draft, target)

@@ -39,9 +39,11 @@ def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:
         return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"weight of shape {weight.shape}, {weight.dtype}")
     transposed = node.op_type == "ConvTranspose"
     groups = int_attr(node, "group", 1)
-    site = ConvSite(node, WeightLayout(not transposed, groups), weight, bias)
     per_group = weight.shape[1] * groups
     outputs, inputs = (per_group, weight.shape[0]) if transposed else (weight.shape[0], per_group)
+    if groups < 1 or weight.shape[0] % groups or (bias is not None and bias.shape != (outputs,)):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "weight, bias and groups contradict each other")
+    site = ConvSite(node, WeightLayout(not transposed, groups), weight, bias)
     shift = _transposed_shift(node, weight, context) if transposed else _conv_shift(node, weight, context)
     return ReadLinear(Linear(site.layout, 1, 1, outputs, inputs, weight.dtype, shift), site, data)
 
@@ -78,8 +80,16 @@ def read_gemm(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     layout = WeightLayout(output_first)
     input_axis = int(not transposed[0]) if position == 1 else int(transposed[1])
     outputs, inputs = weight.shape if output_first else weight.shape[::-1]
+    if c is not None and not _broadcasts(c, outputs, position):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"C has the shape {c.shape}")
     view = Linear(layout, input_axis, position, outputs, inputs, weight.dtype)
     return ReadLinear(view, GemmSite(node, layout, position, weight, c), data)
+
+
+def _broadcasts(c: npt.NDArray[Any], outputs: int, axis: int) -> bool:
+    """Whether C has one entry, or one for each output channel, on the output's channel axis."""
+    shape = (1,) * (2 - c.ndim) + c.shape
+    return len(shape) == 2 and shape[axis] in (1, outputs)
 
 
 def read_matmul(node: ir.Node, context: Context) -> ReadLinear | Barrier:
