@@ -35,7 +35,9 @@ SIGNATURES = {
 #: How each example is run, from the root of a copy of the repository.
 EXAMPLES = {
     "digits_accuracy.py": ["models/digits-darknet.onnx"],
+    "fold_from_python.py": ["models/digits-darknet.onnx", "fused.onnx"],
     "fold_from_shell.sh": ["out"],
+    "own_carrier.py": [],
     "train_digits.py": ["--epochs", "1", "--output", "digits.onnx"],
 }
 
