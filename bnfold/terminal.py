@@ -16,16 +16,19 @@ from bnfold.verification import Verification
 from bnfold.wording import (
     as_asked,
     data_size,
+    kept_groups,
     local_line,
     outcome,
     printable,
     provider_name,
     quick_line,
-    why_kept,
 )
 
-#: Kept BatchNorms that the summary lists; `inspect` lists all.
-_MOST_KEPT = 12
+#: Facts that stand out.
+_ALARMS = ("differs", "failed", "unproven")
+
+#: Reduced BatchNorms that the summary spells out.
+MOST_REDUCED = 6
 
 Tell = Callable[[str], None]
 
@@ -51,21 +54,18 @@ def progress(console: Console, start: str) -> Iterator[Tell]:
 
 
 def show_summary(console: Console, report: Report) -> None:
-    """A fold in a dozen lines: counts, sizes, checks, then what was kept and why."""
+    """A fold on one screen: counts, sizes, checks, then what was kept and why."""
     console.print(printable(report.model), style="bold")
-    _show_facts(console, [*_counts(report), *_sizes(report), *_checks(report.verification), *_notes(report.notes)])
-    kept = [d for d in report.kept_batchnorms if not as_asked(d)]
-    if kept:
-        _show_table(console, ("kept", "why"), [(d, _reasons(d)) for d in kept[:_MOST_KEPT]])
-    if len(kept) > _MOST_KEPT:
-        console.print(f"  and {len(kept) - _MOST_KEPT} more: bnfold inspect lists them all")
+    facts = [*_counts(report), *_sizes(report), *_checks(report.verification), *_notes(report.notes)]
+    left = [*_reduced(report.reduced), *_kept([d for d in report.kept_batchnorms if not as_asked(d)])]
+    _show_facts(console, [*facts, *left])
 
 
 def show_decisions(console: Console, report: Report) -> None:
     """One row for each BatchNorm, and each constant chain that is one in disguise."""
     console.print(printable(report.model), style="bold")
     if report.decisions:
-        _show_table(console, ("BatchNorm", "decision"), [(d, outcome(d)) for d in report.decisions])
+        _show_table(console, report.decisions)
     _show_facts(console, [*_counts(report), *_sizes(report), *_notes(report.notes)])
 
 
@@ -79,26 +79,36 @@ def _show_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
     grid.add_column(no_wrap=True, style="cyan")
     grid.add_column(overflow="fold")
     for label, text in facts:
-        grid.add_row(f"  {label}", printable(text), style="bold red" if label in ("failed", "unproven") else "")
+        grid.add_row(f"  {label}", printable(text), style="bold red" if label in _ALARMS else "")
     console.print(grid)
 
 
-def _show_table(console: Console, titles: tuple[str, str], rows: Sequence[tuple[Decision, str]]) -> None:
+def _show_table(console: Console, decisions: Sequence[Decision]) -> None:
     """Name, channels and a clause; the name takes less than half of the width."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(titles[0], overflow="fold", max_width=console.width * 9 // 20)
+    table.add_column("BatchNorm", overflow="fold", max_width=console.width * 9 // 20)
     table.add_column("ch.", justify="right", no_wrap=True)
-    table.add_column(titles[1], overflow="fold", ratio=1)
-    for decision, text in rows:
+    table.add_column("decision", overflow="fold", ratio=1)
+    for decision in decisions:
         subject = decision.subject
         disguise = "" if subject.is_batchnorm else f" ({subject.kind})"
         style = "" if isinstance(decision, Folded) else "yellow"
-        table.add_row(printable(subject.name + disguise), str(subject.channels or "?"), printable(text), style=style)
+        table.add_row(
+            printable(subject.name + disguise), str(subject.channels or "?"), printable(outcome(decision)), style=style
+        )
     console.print(table)
 
 
-def _reasons(kept: Kept) -> str:
-    return why_kept(kept.refusals) + (f"; remedy: {kept.remedy}" if kept.remedy else "")
+def _reduced(reduced: Sequence[Reduced]) -> Iterator[tuple[str, str]]:
+    yield from (("reduced", f"{decision.subject.name} {outcome(decision)}") for decision in reduced[:MOST_REDUCED])
+    if len(reduced) > MOST_REDUCED:
+        yield "", f"{len(reduced) - MOST_REDUCED} more, which bnfold inspect lists"
+
+
+def _kept(kept: Sequence[Kept]) -> Iterator[tuple[str, str]]:
+    for number, lines in kept_groups(kept):
+        yield f"kept {number}", lines[0]
+        yield from (("", line) for line in lines[1:])
 
 
 def _counts(report: Report) -> Iterator[tuple[str, str]]:
@@ -140,6 +150,8 @@ def _checks(verification: Verification | None) -> Iterator[tuple[str, str]]:
         yield "each fold", local_line(verification.local)
     for quick in verification.quick:
         yield "end to end", f"{provider_name(quick.provider)}: {quick_line(quick)}"
+        if quick.first_divergence is not None:
+            yield "differs", f"first at {quick.first_divergence}"
         yield from (("note", note) for note in quick.notes)
     if verification.culprit:
         yield "failed", verification.culprit

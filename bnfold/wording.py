@@ -8,7 +8,7 @@ from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal
 from bnfold.runtime import PROVIDERS
 
 if TYPE_CHECKING:  # these load NumPy and ONNX, which an error message needs not
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from bnfold.comparison import TensorComparison
     from bnfold.localcheck import LocalCheck
@@ -60,9 +60,31 @@ def shapes_of(run: Mapping[str, tuple[int, ...]]) -> str:
 
 def why_kept(refusals: Sequence[Refusal]) -> str:
     """One reason, or that of the way to the producers and that of the way to the consumers."""
-    if len(refusals) != 2:
-        return "; ".join(map(str, refusals))
-    return f"not into producers: {refusals[0]}; not into consumers: {refusals[1]}"
+    return "; ".join(_each_way([str(refusal) for refusal in refusals]))
+
+
+def kept_groups(kept: Sequence[Kept]) -> Iterator[tuple[int, list[str]]]:
+    """Kept BatchNorms with the same reasons together: how many, the reasons, then names with places, a few of each."""
+    groups: dict[tuple[Reason, ...], list[Kept]] = {}
+    for decision in kept:
+        groups.setdefault(tuple(refusal.reason for refusal in decision.refusals), []).append(decision)
+    for reasons, members in groups.items():
+        lines = _each_way([reason.value for reason in reasons])
+        lines += [f"remedy: {members[0].remedy}"] if members[0].remedy else []
+        lines += [f"- {member.subject.name}{_places(member.refusals)}" for member in members[:_LISTED]]
+        more = len(members) - _LISTED
+        yield len(members), [*lines, f"- {more} more, which bnfold inspect lists"] if more > 0 else lines
+
+
+def _each_way(reasons: list[str]) -> list[str]:
+    """Two reasons are that of the way to the producers and that of the way to the consumers, in this order."""
+    ways = ("not into producers: ", "not into consumers: ") if len(reasons) == 2 else ("",) * len(reasons)
+    return [way + reason for way, reason in zip(ways, reasons, strict=True)]
+
+
+def _places(refusals: Sequence[Refusal]) -> str:
+    places = [f"at {r.where}" + (f" ({r.detail})" if r.detail else "") for r in refusals if r.where]
+    return f": {'; '.join(places)}" if places else ""
 
 
 def outcome(decision: Decision) -> str:
@@ -114,7 +136,7 @@ def local_line(checks: Sequence[LocalCheck]) -> str:
     """The local test in one line."""
     ratios = [check.ratio for check in checks if check.ratio is not None]
     skipped = len(checks) - len(ratios)
-    worst = f", largest error {max(ratios):.2g} of its bound" if ratios else ""
+    worst = f", largest error {max(ratios):.2g} {'of' if max(ratios) <= 1 else 'times'} its bound" if ratios else ""
     return f"{count(len(checks), 'region')} in float64{worst}" + (f", {skipped} could not be run" if skipped else "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -66,6 +67,19 @@ def test_a_kept_batchnorm_is_named_with_both_reasons_and_is_no_failure(run: Run,
     assert "not into producers" in shown
     assert "not into consumers" in shown
     assert "input of the model" in shown.replace("│", "")
+
+
+def test_batchnorms_kept_for_the_same_reasons_are_told_together(run: Run, tmp_path: Path) -> None:
+    pairs = "".join(
+        f"[bn{i}] z{i} = BatchNormalization (y{i}, gamma, beta, mean, var)\n[gate{i}] y{i + 1} = Sigmoid (z{i})\n"
+        for i in range(5)
+    )
+    end = "[gate] y = Sigmoid (z)"
+    model = written(tmp_path, STUCK.replace(end, f"[gate] y0 = Sigmoid (z)\n{pairs}y = Identity (y5)"))
+    shown = run(model, "-o", tmp_path / "fused.onnx", "--no-verify").err
+    assert re.findall(r"kept (\d)", shown) == ["1", "5"]
+    assert re.findall(r"^ +- (\w+)", shown, flags=re.MULTILINE) == ["stuck_bn", "bn0", "bn1", "bn2", "2"]
+    assert run("inspect", model).err.count("kept: not into producers") == 6
 
 
 def test_keep_and_only_select_by_name(run: Run, tmp_path: Path) -> None:
