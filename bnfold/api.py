@@ -21,6 +21,7 @@ from bnfold.frontends import onnx_files
 from bnfold.frontends.onnx_files import load, save
 from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_readers import Reader
+from bnfold.frontends.onnx_simplify import simplified
 from bnfold.frontends.onnx_write import record, write
 from bnfold.localcheck import LocalCheck, local_check
 from bnfold.oracle import settle
@@ -79,7 +80,8 @@ def inspect(  # noqa: PLR0913
         ModelError: The file is not an ONNX model that can be read.
         MissingPackageError: onnxsim is wanted and not installed.
     """
-    original, name, notes = _opened(model, simplify)
+    given, name = _opened(model)
+    original, notes = _prepared(given, simplify)
     planned = plan(OnnxGraph(original, keep_overridable=keep_overridable, readers=readers), _selection(only, keep))
     return Report(name, planned.decisions, _size(original), notes=notes)
 
@@ -118,7 +120,8 @@ def fold(  # noqa: PLR0913
         VerificationError: The folded model is not equivalent; its `report` says where.
         MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
     """
-    original, name, notes = _opened(model, simplify)
+    given, name = _opened(model)
+    original, notes = _prepared(given, simplify)
     folded = original.clone()
     graph = OnnxGraph(folded, keep_overridable=keep_overridable, readers=readers)
     planned = plan(graph, _selection(only, keep))
@@ -128,7 +131,7 @@ def fold(  # noqa: PLR0913
     report = Report(name, planned.decisions, _size(original), _size(folded), notes=notes)
     if verify:
         check = _Check(providers, shapes, seed, progress)
-        checked = Verification(check.local(original, folded, graph, planned), check.quick(original, folded))
+        checked = Verification(check.local(original, folded, graph, planned), check.quick(given, folded))
         report = Report(name, planned.decisions, report.before, report.after, checked, notes)
         _demand(report)
     record(folded, planned, report.verification.providers if report.verification else ())
@@ -148,20 +151,23 @@ def verify(  # noqa: PLR0913
 
     Args and errors as `fold`; a difference is no error here but in the result.
     """
-    old, new = (_opened(model, simplify=False)[0] for model in (before, after))
+    old, new = (_opened(model)[0] for model in (before, after))
     return Verification((), _Check(providers, shapes, seed, progress).quick(old, new))
 
 
-def _opened(model: ModelLike, simplify: bool) -> tuple[ir.Model, str, tuple[str, ...]]:
-    """The model, its name for the report, and what was done to it."""
-    opened = model if isinstance(model, ir.Model) else load(model)
-    name = (opened.graph.name or "model") if isinstance(model, ir.Model) else Path(model).name
-    if not simplify:
-        return opened, name, ()
-    from bnfold.frontends.onnx_simplify import simplified  # noqa: PLC0415  # an extra
+def _opened(model: ModelLike) -> tuple[ir.Model, str]:
+    """The model, and its name for the report."""
+    if isinstance(model, ir.Model):
+        return model, model.graph.name or "model"
+    return load(model), Path(model).name
 
-    simpler = simplified(opened)
-    return simpler, name, (f"onnxsim left {len(simpler.graph)} of {len(opened.graph)} nodes",)
+
+def _prepared(given: ir.Model, simplify: bool) -> tuple[ir.Model, tuple[str, ...]]:
+    """The model to fold, and what was done to it; end to end it is still compared with the one that was given."""
+    if not simplify:
+        return given, ()
+    simpler = simplified(given)
+    return simpler, (f"onnxsim left {len(simpler.graph)} of {len(given.graph)} nodes",)
 
 
 def _selection(only: str | None, keep: str | None) -> Callable[[str], bool]:
@@ -194,7 +200,7 @@ class _Check:
         old, new = (ir.to_proto(onnx_files.with_data(model)) for model in (before, after))
         shapes, seed, tell = self.shapes, self.seed, self.progress
         runs = [quick_check(old, new, provider=p, shapes=shapes, seed=seed, progress=tell) for p in self.providers]
-        return tuple(settle(r, old, new, seed=seed, progress=tell) if r.in_doubt else r for r in runs)
+        return tuple(settle(r, old, new, seed=seed, progress=tell) if r.failed and r.runs else r for r in runs)
 
 
 def _demand(report: Report) -> None:
@@ -207,7 +213,7 @@ def _demand(report: Report) -> None:
         raise failure
     if not checked.passed:
         remedy = "--no-verify writes the model without this proof"
-        raise MachineError(f"nothing is proven: {checked.doubt}", where=report.model, remedy=remedy)
+        raise MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)
 
 
 def _size(model: ir.Model) -> Size:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import onnx
 import onnx_ir as ir
 
-from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs
+from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs, synthesise
+from bnfold.errors import BnfoldError
 from bnfold.folding import FoldPlan, Region
 from bnfold.frontends.onnx_shapes import Shapes
 from bnfold.graph import Operator, Shape
+from bnfold.runtime import exposing, open_session
 from bnfold.views import BatchNorm, Cast, Homogeneous, Linear, Same
 
 #: What works on any number of entries along the batch and the spatial axes, and treats channels one by one.
@@ -58,18 +61,34 @@ def model_shapes(
     model: ir.Model, regions: Sequence[Region], overrides: Mapping[str, tuple[int, ...]]
 ) -> Iterator[dict[str, Shape]]:
     """The shapes of all values at each input size in turn, those first at which every region's inputs have one."""
-    specs = read_inputs(ir.to_proto(model))
+    proto = ir.to_proto(model)
+    specs = read_inputs(proto)
     wanted = {name for region in regions for name in region.inputs}
     later: list[dict[str, Shape]] = []
     for spatial in SPATIAL_SIZES:
-        inferred = Shapes(model, fill_shapes(specs, batch=2, spatial=spatial, overrides=overrides))
+        filled = fill_shapes(specs, batch=2, spatial=spatial, overrides=overrides)
+        inferred = Shapes(model, filled)
         shapes = ((name, inferred.by_name(name)) for name in inferred.names)
         known = {name: shape for name, shape in shapes if shape is not None and _is_static(shape)}
+        if not wanted <= set(known):
+            known |= _observed(proto, sorted(wanted - set(known)), filled)
         if wanted <= set(known):
             yield known
         else:
             later.append(known)
     yield from later
+
+
+def _observed(
+    proto: onnx.ModelProto, names: list[str], filled: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes that `names` have in a run of the model, where inference has lost track; none if it cannot be run."""
+    feeds = synthesise(read_inputs(proto), seed=0, batch=2, overrides=filled)
+    try:
+        values = open_session(exposing(proto, names)).run(names, feeds)
+    except BnfoldError:
+        return {}
+    return {name: value.shape for name, value in values.items() if value.size}
 
 
 def _is_static(shape: Shape) -> bool:

@@ -83,6 +83,17 @@ class Session:
         return judge_placement(assignments, self.floating, PROVIDERS[self.provider])
 
 
+def exposing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of `model` with the values `names` among its outputs."""
+    import onnx  # noqa: PLC0415
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    held = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in held)
+    return copy
+
+
 def judge_placement(assignments: Iterable[Assignment], floating: frozenset[str], provider: str) -> tuple[str, ...]:
     """The nodes that ran elsewhere, as `operator name`, if none of them is on the floating-point data path.
 

@@ -69,6 +69,8 @@ def push(operator: Operator, seen: dict[int, PlacedAffine], pending: Pending) ->
     """What is seen after `operator` when its inputs at the keys of `seen` carry affines; the table of all carriers."""
     if isinstance(operator.view, Concat):
         return join.push_concat(operator, operator.view, seen)
+    if isinstance(operator.view, Barrier):
+        return operator.view.refusal
     one = seen.get(0)
     if one is None or len(seen) > 1:
         return Refusal(Reason.OPERATOR_IS_NOT_LINEAR, operator.name, "the affine is on an input that is not the data")
@@ -99,5 +101,3 @@ def push(operator: Operator, seen: dict[int, PlacedAffine], pending: Pending) ->
             return activation.push_homogeneous(operator, view, one)
         case Carrier() as view:
             return view.push(operator, one)
-        case Barrier() as view:
-            return view.refusal

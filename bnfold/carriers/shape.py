@@ -83,9 +83,10 @@ def reindex(placed: PlacedAffine, old: Shape, new: Shape) -> PlacedAffine | None
     sizes_of = dict(zip(placed.axes, placed.sizes, strict=True))
     old_axes = [axis for group in groups for axis in group[0]]
     new_axes = [axis for group in groups for axis in group[1]]
-    old_sizes = _known([sizes_of.get(axis, old[axis]) for axis in old_axes])
+    old_dims = [sizes_of.get(axis, old[axis]) for axis in old_axes]
     renamed = {g[1][0]: sizes_of[g[0][0]] for g in groups if len(g[0]) == len(g[1]) == 1}
-    new_sizes = _known([renamed.get(axis, new[axis]) for axis in new_axes])
+    new_dims = [renamed.get(axis, new[axis]) for axis in new_axes]
+    old_sizes, new_sizes = _known(old_dims, new_dims), _known(new_dims, old_dims)
     if old_sizes is None or new_sizes is None or prod(old_sizes) != prod(new_sizes):
         return None
     within = [sizes_of.get(axis, 1) for axis in old_axes]
@@ -99,9 +100,15 @@ def reindex(placed: PlacedAffine, old: Shape, new: Shape) -> PlacedAffine | None
     return PlacedAffine(affine, tuple(new_axes[i] for i in keep), tuple(arrays[0].shape[i] for i in keep))
 
 
-def _known(sizes: list[Dim]) -> list[int] | None:
-    known = [size for size in sizes if isinstance(size, int)]
-    return known if len(known) == len(sizes) else None
+def _known(dims: list[Dim], others: list[Dim]) -> list[int] | None:
+    """The sizes, if at most one is unknown and follows from `others`, which hold as many elements."""
+    known = [size for size in dims if isinstance(size, int)]
+    if len(known) == len(dims):
+        return known
+    total = [size for size in others if isinstance(size, int)]
+    if len(known) < len(dims) - 1 or len(total) < len(others) or not prod(known) or prod(total) % prod(known):
+        return None
+    return [size if isinstance(size, int) else prod(total) // prod(known) for size in dims]
 
 
 def _varies(array: np.ndarray[tuple[int, ...], np.dtype[np.float64]], axis: int) -> bool:
