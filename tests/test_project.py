@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import bnfold
+from bnfold.cli_commands import commands
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,17 +53,18 @@ def copy(tmp_path: Path) -> Path:
     """A copy of what the examples and pages refer to, where they may write."""
     for folder in ("examples", "models"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    commands = tmp_path / "commands"
-    commands.mkdir()
+    shutil.copy(ROOT / "models" / "digits-darknet.onnx", tmp_path / "model.onnx")  # the reader's own model
+    programs = tmp_path / "programs"
+    programs.mkdir()
     for name, line in {"bnfold": "-m bnfold ", "python": "", "python3": ""}.items():
-        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {line}"$@"\n', encoding="utf-8")
-        (commands / name).chmod(0o755)
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {line}"$@"\n', encoding="utf-8")
+        (programs / name).chmod(0o755)
     return tmp_path
 
 
 def run_in(folder: Path, *command: str) -> str:
     """Standard output of a command that must succeed, run in a copy made by `copy`."""
-    path = f"{folder / 'commands'}{os.pathsep}{os.environ['PATH']}"
+    path = f"{folder / 'programs'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
@@ -151,6 +153,13 @@ def test_the_readme_shows_the_command_and_the_library() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [c for block in blocks(text, "console", "sh", "bash") for c in commands_of(block) if c.startswith("bnfold ")]
     assert [block for block in blocks(text, "python") if "bnfold.fold(" in block]
+
+
+def test_the_readme_has_every_flag_and_no_other() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    flags = {flag for command in commands.commands.values() for option in command.params for flag in option.opts}
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    assert shown == {flag for flag in flags if flag.startswith("--")} - {"--output"}  # shown as -o
 
 
 def test_commands_are_found_in_a_page() -> None:
