@@ -8,6 +8,7 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PINS = $(shell $(BIN)/python -c 'import sys; print("--constraint constraints.txt" * (sys.version_info >= (3, 11)))')
 MODEL := models/digits-darknet.onnx
 
 .DEFAULT_GOAL := help
@@ -48,6 +49,6 @@ $(VENV)/demo-installed: pyproject.toml | $(VENV)/bin/python
 # torchvision and timm without their dependencies: torchvision insists on one build of torch and would replace
 # another; of what timm asks for, the tests need only PyYAML, because they download no weights.
 $(VENV)/test-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --constraint constraints.txt --editable '.[dev,torch]' pillow pyyaml
-	$(PIP) --constraint constraints.txt --no-deps torchvision timm
+	$(PIP) $(PINS) --editable '.[dev,torch]' pillow pyyaml
+	$(PIP) $(PINS) --no-deps torchvision timm
 	@touch $@
