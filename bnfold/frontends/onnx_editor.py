@@ -50,6 +50,10 @@ class Editor:
         self._names.add(name)
         return name
 
+    def rename(self, value: ir.Value) -> None:
+        """Give `value`, whose meaning changes, a new name, so that equal names stay equal values."""
+        value.name = self.fresh(f"{value.name}_folded")
+
     def set_constant(
         self, node: ir.Node, position: int, values: Float64Array, dtype: np.dtype[Any], stem: str = ""
     ) -> None:

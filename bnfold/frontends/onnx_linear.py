@@ -161,6 +161,7 @@ class MatMulSite:
         editor.set_constant(self.node, self.position, self.layout.stored(params.weight), self.weight.dtype)
         bias = params.bias if self.position == 1 else params.bias[:, None]
         if self.add is not None:
+            editor.rename(self.node.outputs[0])  # the product without its bias changes its meaning as well
             editor.set_constant(self.add[0], self.add[1], bias, self.add[2].dtype)
         elif params.bias.any():
             editor.add_after(self.node, bias, self.weight.dtype)

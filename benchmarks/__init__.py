@@ -1,0 +1,1 @@
+"""Benchmarks against other tools, each reproducible by one command."""
