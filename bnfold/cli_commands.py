@@ -1,0 +1,193 @@
+"""The commands `fold`, `inspect` and `verify`: call the API, show the result, return the exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bnfold import __version__
+from bnfold.cli_options import checking, reading, showing
+
+if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
+    import os
+
+    from rich.console import Console
+
+    from bnfold.report.model import Report
+
+#: Done; and not done, because the result would not be what was asked for.
+DONE, NOT_DONE = 0, 1
+
+_EPILOG = (
+    "Exit codes: 0 done; 1 the result is not equivalent, or a BatchNorm was kept against --require-all; 2 usage; "
+    "3 the model, the data or the machine is at fault. With 1, 2 and 3 nothing is written."
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+    options_metavar="",
+    subcommand_metavar="[fold] MODEL -o OUTPUT | inspect MODEL | verify BEFORE AFTER",
+)
+@click.version_option(__version__, prog_name="bnfold", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Fold BatchNorm in ONNX models, and prove the result equivalent.
+
+    `bnfold MODEL -o OUTPUT` folds, verifies and writes; it is the same as `bnfold fold MODEL -o OUTPUT`, whose options
+    `bnfold fold --help` lists. A model file that is called like a command is written ./inspect.
+    """
+
+
+@commands.command("fold", short_help="Fold, verify and write (the default).", epilog=_EPILOG)
+@click.argument("model")
+@click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file to write; never the input.")
+@reading
+@click.option("--require-all", is_flag=True, help="Write nothing if a BatchNorm stays that --keep and --only allow.")
+@click.option("--no-verify", is_flag=True, help="Do not check the result; the model's metadata will say so.")
+@checking
+@showing
+def fold_command(  # noqa: PLR0913  # one parameter for each option
+    *,
+    model: str,
+    output: str,
+    keep: str | None,
+    only: str | None,
+    keep_overridable: bool,
+    simplify: bool,
+    require_all: bool,
+    no_verify: bool,
+    providers: tuple[str, ...],
+    shapes: dict[str, tuple[int, ...]],
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Fold every BatchNorm of MODEL that exact arithmetic allows, verify, and write OUTPUT."""
+    from bnfold import api, terminal, wording  # noqa: PLC0415  # as above: not for --help
+    from bnfold.errors import VerificationError  # noqa: PLC0415
+    from bnfold.report.model import Report  # noqa: PLC0415
+
+    _check_output(model, output)
+    console = terminal.open_console(quiet)
+    try:
+        with terminal.progress(console, f"folding {model}") as tell:
+            result = api.fold(
+                model,
+                only=only,
+                keep=keep,
+                keep_overridable=keep_overridable,
+                simplify=simplify,
+                verify=not no_verify,
+                providers=providers,
+                shapes=shapes,
+                seed=seed,
+                progress=tell,
+            )
+    except VerificationError as error:
+        if isinstance(error.report, Report):
+            _show_fold(console, error.report, as_json)
+        raise
+    against = wording.objection(result.report) if require_all else ""
+    if against:
+        _show_fold(console, result.report, as_json)
+        terminal.say(against)
+        return NOT_DONE
+    api.save(result.model, output)
+    _show_fold(console, result.report, as_json)
+    if not as_json:
+        report = result.report
+        click.echo(f"{_name(output)}: {wording.counted(report, 'folded')}, {wording.verified(report.verification)}")
+    return DONE
+
+
+@commands.command("inspect", short_help="Show what a fold would do, and why.", epilog=_EPILOG)
+@click.argument("model")
+@reading
+@showing
+def inspect_command(  # noqa: PLR0913
+    *,
+    model: str,
+    keep: str | None,
+    only: str | None,
+    keep_overridable: bool,
+    simplify: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Show what `fold` would do with every BatchNorm of MODEL, and why; write nothing."""
+    from bnfold import api, terminal, wording  # noqa: PLC0415
+    from bnfold.report.json_report import report_json  # noqa: PLC0415
+
+    console = terminal.open_console(quiet)
+    with terminal.progress(console, f"reading {model}"):
+        report = api.inspect(model, only=only, keep=keep, keep_overridable=keep_overridable, simplify=simplify)
+    if as_json:
+        click.echo(report_json(report), nl=False)
+        return DONE
+    terminal.show_decisions(console, report)
+    click.echo(f"{_name(model)}: {wording.counted(report, 'would fold')}")
+    return DONE
+
+
+@commands.command("verify", short_help="Compare two models, tensor by tensor.", epilog=_EPILOG)
+@click.argument("before")
+@click.argument("after")
+@checking
+@showing
+def verify_command(  # noqa: PLR0913
+    *,
+    before: str,
+    after: str,
+    providers: tuple[str, ...],
+    shapes: dict[str, tuple[int, ...]],
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Run BEFORE and AFTER on the same inputs, unoptimised, and compare every tensor of equal name."""
+    from bnfold import api, terminal, wording  # noqa: PLC0415
+    from bnfold.errors import MachineError  # noqa: PLC0415
+    from bnfold.report.json_report import verification_json  # noqa: PLC0415
+
+    console = terminal.open_console(quiet)
+    with terminal.progress(console, f"comparing {before} and {after}") as tell:
+        found = api.verify(before, after, providers=providers, shapes=shapes, seed=seed, progress=tell)
+    if as_json:
+        click.echo(verification_json(Path(before).name, Path(after).name, found), nl=False)
+    else:
+        terminal.show_verification(console, found)
+    if not found.passed and not found.failed:
+        raise MachineError(f"nothing is proven: {found.doubt}", where=_name(after))
+    if not as_json:
+        click.echo(f"{_name(after)}: {wording.compared(_name(before), found)}")
+    return NOT_DONE if found.failed else DONE
+
+
+def _check_output(model: str, output: str) -> None:
+    """Refuse at once what the fold could not write in the end, or must not."""
+    from bnfold.frontends.onnx_files import check_target, external_files, load  # noqa: PLC0415
+
+    sources: list[str | os.PathLike[str]] = [model]
+    check_target(output, sources)
+    if Path(output).exists() and Path(model).is_file():  # it may be where the model keeps its weights
+        check_target(output, [file for file, _ in external_files(load(model))])
+
+
+def _show_fold(console: Console, report: Report, as_json: bool) -> None:
+    from bnfold import terminal  # noqa: PLC0415
+    from bnfold.report.json_report import report_json  # noqa: PLC0415
+
+    if as_json:
+        click.echo(report_json(report), nl=False)
+    else:
+        terminal.show_summary(console, report)
+
+
+def _name(path: str) -> str:
+    """The path as it was typed, made printable."""
+    from bnfold.wording import printable  # noqa: PLC0415
+
+    return printable(click.format_filename(path))

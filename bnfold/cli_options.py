@@ -1,0 +1,94 @@
+"""The options of the command line, each declared once so that it means the same in every command."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
+
+
+def _regex(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    if text is not None:
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise click.BadParameter(f"{text!r} is no regular expression: {error}") from error
+    return text
+
+
+def _shapes(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Name to shape; a name given twice is a contradiction."""
+    from bnfold.data import parse_shape  # noqa: PLC0415  # NumPy is not needed for --help
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, shape = parse_shape(text)
+        if name in shapes:
+            raise click.BadParameter(f"input {name!r} was given twice")
+        shapes[name] = shape
+    return shapes
+
+
+def _each_once(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(given))
+
+
+def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """One decorator that declares `options` in this order."""
+
+    def declare(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return declare
+
+
+def reading(command: Command) -> Command:
+    """What decides which BatchNorms are folded."""
+    return _together(
+        click.option("--keep", metavar="REGEX", callback=_regex, help="Keep the BatchNorms whose name it matches."),
+        click.option("--only", metavar="REGEX", callback=_regex, help="Fold only those whose name it matches."),
+        click.option(
+            "--keep-overridable", is_flag=True, help="Keep weights that are inputs overridable by the caller."
+        ),
+        click.option("--simplify", is_flag=True, help="Run onnxsim first, to uncover constants."),
+    )(command)
+
+
+def checking(command: Command) -> Command:
+    """How two models are compared."""
+    return _together(
+        click.option(
+            "--provider",
+            "providers",
+            type=click.Choice(["cpu", "cuda"]),
+            multiple=True,
+            default=("cpu",),
+            callback=_each_once,
+            show_default=True,
+            help="Where to run both models; may be repeated.",
+        ),
+        click.option(
+            "--shape",
+            "shapes",
+            metavar="NAME=1x3x224x224",
+            multiple=True,
+            callback=_shapes,
+            help="The shape of an input whose size the model leaves open; may be repeated.",
+        ),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."),
+    )(command)
+
+
+def showing(command: Command) -> Command:
+    """What is printed."""
+    return _together(
+        click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout, and no tables."),
+        click.option("--quiet", is_flag=True, help="No tables and no progress on stderr."),
+    )(command)

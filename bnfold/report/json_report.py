@@ -1,0 +1,175 @@
+"""A report as JSON, for programs: the same bytes for the same result, on every machine.
+
+No clock, no absolute path, no version of anything; keys in the order below, every key always there. Version 1:
+
+    schema_version  1; a key that goes or changes its meaning raises it, a new key does not
+    model           file name without its folder, or the graph's name
+    summary         {folded, reduced, kept}: how many decisions of each kind
+    decisions       a list in topological order, of
+        kind            "folded", "reduced" or "kept"
+        subject         {name, kind, channels, is_batchnorm}; channels is 0 when unknown
+        direction       "pull" (into producers), "push" (into consumers), null when kept
+        into, through   names of the operators that absorbed it, and of those that it passed
+        to              what is left of it, joined by "-"; null unless reduced
+        reasons         a list of {reason, clause, where, detail}, reason the name of a `Reason`; empty when folded
+        remedy          what would help; "" when nothing does
+    before, after   {nodes, batchnorms, bytes}; after is null for `inspect`
+    verification    null when there was none, else
+        passed, failed  both false: nothing was proven
+        local           a list of {batchnorms, passed, ratio, tensor, note}; ratio null when it could not be run
+        end_to_end      one for each provider: {provider, passed, failed, proves, first_divergence, runs, outputs,
+                        inner, notes}; runs map inputs to shapes; outputs and inner are lists of {name, shape, dtype,
+                        passed, compared, error, scale, tolerance, index, note}
+    notes           a list of sentences
+
+`bnfold verify` prints {schema_version, before, after, verification}, before and after the two file names. JSON has no
+infinity: a figure that is not finite is the string "Infinity", "-Infinity" or "NaN".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, TypeAlias
+
+from bnfold.decision import Decision, Folded, Kept, Reduced, Refusal, Subject
+
+if TYPE_CHECKING:
+    from bnfold.comparison import TensorComparison
+    from bnfold.localcheck import LocalCheck
+    from bnfold.quickcheck import QuickCheck
+    from bnfold.report.model import Report, Size
+    from bnfold.verification import Verification
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | bool | None"
+
+SCHEMA_VERSION = 1
+
+
+def report_json(report: Report) -> str:
+    """The report of `fold` or `inspect`, with a newline at the end."""
+    kinds = {"folded": report.folded, "reduced": report.reduced, "kept": report.kept}
+    return _text(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "model": report.model,
+            "summary": {kind: len(found) for kind, found in kinds.items()},
+            "decisions": [_decision(decision) for decision in report.decisions],
+            "before": _size(report.before),
+            "after": None if report.after is None else _size(report.after),
+            "verification": None if report.verification is None else _verification(report.verification),
+            "notes": list(report.notes),
+        }
+    )
+
+
+def verification_json(before: str, after: str, verification: Verification) -> str:
+    """The result of `verify` for two files of these names, with a newline at the end."""
+    files: dict[str, Json] = {"schema_version": SCHEMA_VERSION, "before": before, "after": after}
+    return _text(files | {"verification": _verification(verification)})
+
+
+def _text(tree: dict[str, Json]) -> str:
+    return json.dumps(tree, indent=2, allow_nan=False) + "\n"
+
+
+def _decision(decision: Decision) -> Json:
+    match decision:
+        case Folded():
+            return _row("folded", decision)
+        case Reduced(refusal=refusal):
+            return _row("reduced", decision, (refusal,))
+        case Kept(refusals=refusals):
+            return _row("kept", decision, refusals)
+
+
+def _row(kind: str, decision: Decision, refusals: tuple[Refusal, ...] = ()) -> Json:
+    """One shape for all kinds, so that a program need not ask which keys are there."""
+    moved = None if isinstance(decision, Kept) else decision
+    return {
+        "kind": kind,
+        "subject": _subject(decision.subject),
+        "direction": moved.direction if moved else None,
+        "into": list(moved.into) if moved else [],
+        "through": list(moved.through) if moved else [],
+        "to": decision.to if isinstance(decision, Reduced) else None,
+        "reasons": [_refusal(refusal) for refusal in refusals],
+        "remedy": decision.remedy if isinstance(decision, Kept) else "",
+    }
+
+
+def _subject(subject: Subject) -> Json:
+    return {
+        "name": subject.name,
+        "kind": subject.kind,
+        "channels": subject.channels,
+        "is_batchnorm": subject.is_batchnorm,
+    }
+
+
+def _refusal(refusal: Refusal) -> Json:
+    return {
+        "reason": refusal.reason.name,
+        "clause": refusal.reason.value,
+        "where": refusal.where,
+        "detail": refusal.detail,
+    }
+
+
+def _size(size: Size) -> Json:
+    return {"nodes": size.nodes, "batchnorms": size.batchnorms, "bytes": size.bytes}
+
+
+def _verification(verification: Verification) -> Json:
+    return {
+        "passed": verification.passed,
+        "failed": verification.failed,
+        "local": [_local(check) for check in verification.local],
+        "end_to_end": [_quick(check) for check in verification.quick],
+    }
+
+
+def _local(check: LocalCheck) -> Json:
+    return {
+        "batchnorms": list(check.batchnorms),
+        "passed": check.passed,
+        "ratio": None if check.ratio is None else _figure(check.ratio),
+        "tensor": check.tensor,
+        "note": check.note,
+    }
+
+
+def _quick(check: QuickCheck) -> Json:
+    return {
+        "provider": check.provider,
+        "passed": check.passed,
+        "failed": check.failed,
+        "proves": check.proves,
+        "first_divergence": check.first_divergence,
+        "runs": [{name: list(shape) for name, shape in run.items()} for run in check.runs],
+        "outputs": [_comparison(entry) for entry in check.comparisons],
+        "inner": [_comparison(entry) for entry in check.inner],
+        "notes": list(check.notes),
+    }
+
+
+def _comparison(entry: TensorComparison) -> Json:
+    return {
+        "name": entry.name,
+        "shape": list(entry.shape),
+        "dtype": entry.dtype,
+        "passed": entry.passed,
+        "compared": entry.compared,
+        "error": _figure(entry.error),
+        "scale": _figure(entry.scale),
+        "tolerance": _figure(entry.tolerance),
+        "index": list(entry.index),
+        "note": entry.note,
+    }
+
+
+def _figure(number: float) -> Json:
+    """A finite number as it is, any other by name."""
+    if math.isfinite(number):
+        return float(number)
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"

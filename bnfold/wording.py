@@ -1,0 +1,170 @@
+"""Sentences and figures for people, from the result types: plain text, one line each, without colour."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal
+from bnfold.runtime import PROVIDERS
+
+if TYPE_CHECKING:  # these load NumPy and ONNX, which an error message needs not
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from bnfold.comparison import TensorComparison
+    from bnfold.localcheck import LocalCheck
+    from bnfold.quickcheck import QuickCheck
+    from bnfold.report.model import Report
+    from bnfold.verification import Verification
+
+#: How many names are listed before "and more".
+_LISTED = 3
+
+_KIBI = 1024
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with what a terminal would take for a command (escape sequences) spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+
+
+def count(number: int, noun: str) -> str:
+    """`1 region`, `2 regions`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def data_size(size: int) -> str:
+    """Bytes in the unit that leaves three digits or so: `318 KiB`."""
+    figure, unit = float(size), "bytes"
+    for larger in ("KiB", "MiB", "GiB"):
+        if figure < _KIBI:
+            break
+        figure, unit = figure / _KIBI, larger
+    return f"{figure:.0f} {unit}" if unit == "bytes" or figure >= 100 else f"{figure:.1f} {unit}"
+
+
+def provider_name(provider: str) -> str:
+    """The execution provider as onnxruntime calls it."""
+    return PROVIDERS.get(provider, provider)
+
+
+def shapes_of(run: Mapping[str, tuple[int, ...]]) -> str:
+    """`images 2x1x8x8`, as `--shape` would take them but for the equals sign."""
+    return ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in run.items())
+
+
+def why_kept(refusals: Sequence[Refusal]) -> str:
+    """One reason, or that of the way to the producers and that of the way to the consumers."""
+    return "; ".join(_each_way([str(refusal) for refusal in refusals]))
+
+
+def kept_groups(kept: Sequence[Kept]) -> Iterator[tuple[int, list[str]]]:
+    """Kept BatchNorms with the same reasons together: how many, the reasons, then names with places, a few of each."""
+    groups: dict[tuple[Reason, ...], list[Kept]] = {}
+    for decision in kept:
+        groups.setdefault(tuple(refusal.reason for refusal in decision.refusals), []).append(decision)
+    for reasons, members in groups.items():
+        lines = _each_way([reason.value for reason in reasons])
+        lines += [f"remedy: {members[0].remedy}"] if members[0].remedy else []
+        lines += [f"- {member.subject.name}{_places(member.refusals)}" for member in members[:_LISTED]]
+        more = len(members) - _LISTED
+        yield len(members), [*lines, f"- {more} more, which bnfold inspect lists"] if more > 0 else lines
+
+
+def _each_way(reasons: list[str]) -> list[str]:
+    """Two reasons are that of the way to the producers and that of the way to the consumers, in this order."""
+    ways = ("not into producers: ", "not into consumers: ") if len(reasons) == 2 else ("",) * len(reasons)
+    return [way + reason for way, reason in zip(ways, reasons, strict=True)]
+
+
+def _places(refusals: Sequence[Refusal]) -> str:
+    places = [f"at {r.where}" + (f" ({r.detail})" if r.detail else "") for r in refusals if r.where]
+    return f": {'; '.join(places)}" if places else ""
+
+
+def outcome(decision: Decision) -> str:
+    """What a decision says about its subject, as a clause."""
+    match decision:
+        case Folded(direction=direction, into=into, through=through):
+            ends = "producer" if direction == "pull" else "consumer"
+            way = f", through {listed(through)}" if through else ""
+            return f"into {ends}{'' if len(into) == 1 else 's'} {listed(into)}{way}"
+        case Reduced(to=to, into=into, refusal=refusal):
+            rest = f", the rest goes into {listed(into)}" if into else ""
+            return f"becomes {to}{rest}: {refusal}"
+        case Kept(refusals=refusals, remedy=remedy):
+            return f"kept: {why_kept(refusals)}" + (f"; {remedy}" if remedy else "")
+
+
+def counted(report: Report, done: str) -> str:
+    """How many of all BatchNorms were folded (`done` is the verb), and what else happened."""
+    named = [d for d in report.decisions if d.subject.is_batchnorm]
+    chains = [d for d in report.decisions if not d.subject.is_batchnorm and not isinstance(d, Kept)]
+    if not named and not chains:
+        return "no BatchNorm to fold"
+    folded = sum(isinstance(d, Folded) for d in named)
+    reduced = sum(isinstance(d, Reduced) for d in named)
+    parts = [f"{folded} of {count(len(named), 'BatchNorm')} {done}"]
+    parts += [f"{reduced} reduced"] if reduced else []
+    parts += [f"{count(len(chains), 'constant chain')} {done}"] if chains else []
+    return ", ".join(parts)
+
+
+def verified(verification: Verification | None) -> str:
+    """On which providers the result was found equivalent."""
+    if verification is None:
+        return "not verified"
+    if not verification.passed:
+        return "verification failed" if verification.failed else "nothing proven"
+    where = " and ".join(map(provider_name, verification.providers))
+    return f"verified on {where}" if where else "verified"
+
+
+def compared(before: str, verification: Verification) -> str:
+    """The result of `verify`, as a clause."""
+    if verification.failed:
+        return f"differs from {before}: {verification.culprit}"
+    return f"equivalent to {before} on {' and '.join(map(provider_name, verification.providers))}"
+
+
+def local_line(checks: Sequence[LocalCheck]) -> str:
+    """The local test in one line."""
+    ratios = [check.ratio for check in checks if check.ratio is not None]
+    skipped = len(checks) - len(ratios)
+    worst = f", largest error {max(ratios):.2g} {'of' if max(ratios) <= 1 else 'times'} its bound" if ratios else ""
+    return f"{count(len(checks), 'region')} in float64{worst}" + (f", {skipped} could not be run" if skipped else "")
+
+
+def quick_line(check: QuickCheck) -> str:
+    """The end-to-end check on one provider in one line."""
+    tensors = f"{count(len(check.comparisons), 'output')}, {count(len(check.inner), 'inner tensor')}"
+    worst = worst_of((*check.comparisons, *check.inner))
+    error = f", largest error {worst.error:.2g} of its scale ({worst.tolerance:.1g} allowed)" if worst else ""
+    return f"{tensors}{error}; {' and '.join(map(shapes_of, check.runs)) or 'nothing was run'}"
+
+
+def worst_of(entries: Sequence[TensorComparison]) -> TensorComparison | None:
+    """The comparison that failed by most, or came nearest to it; integers that agree come last."""
+    return max(entries, key=lambda e: (e.failed, e.error / e.tolerance if e.tolerance else e.error), default=None)
+
+
+def as_asked(decision: Decision) -> bool:
+    """Whether it stayed because of `--keep` or `--only`."""
+    return isinstance(decision, Kept) and decision.refusals[0].reason is Reason.EXCLUDED_BY_CALLER
+
+
+def objection(report: Report) -> str:
+    """What `--require-all` objects to; empty if nothing. What the caller excluded is no objection."""
+    kept = [d for d in report.kept_batchnorms if not as_asked(d)]
+    if not kept:
+        return ""
+    first, total = kept[0], sum(d.subject.is_batchnorm for d in report.decisions)
+    return (
+        f"{len(kept)} of {count(total, 'BatchNorm')} would be kept and --require-all was given, so nothing was "
+        f"written; the first is {first.subject.name}: {why_kept(first.refusals)}"
+    )
