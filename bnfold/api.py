@@ -27,6 +27,7 @@ from bnfold.localcheck import LocalCheck, local_check
 from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
 from bnfold.report.model import Report, Size
+from bnfold.runtime import require
 from bnfold.verification import Verification
 
 __all__ = ["FoldResult", "fold", "inspect", "load", "save", "verify"]
@@ -120,6 +121,8 @@ def fold(  # noqa: PLR0913
         VerificationError: The folded model is not equivalent; its `report` says where.
         MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
     """
+    for provider in providers if verify else ():
+        require(provider)
     given, name = _opened(model)
     original, notes = _prepared(given, simplify)
     folded = original.clone()

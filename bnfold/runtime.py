@@ -148,13 +148,7 @@ def open_session(model: onnx.ModelProto | str | Path, provider: str = "cpu", *, 
         MissingPackageError: onnxruntime is not installed.
         ProviderError: The provider is not there, or cannot run the model.
     """
-    extra = "gpu" if provider == "cuda" else "cpu"
-    try:
-        import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
-    except ImportError as error:
-        remedy = f'pip install "bnfold[{extra}]"'
-        raise MissingPackageError("onnxruntime is not installed", remedy=remedy) from error
-    _require_provider(onnxruntime, provider)
+    onnxruntime = require(provider)
     choice = [(PROVIDERS["cuda"], dict(CUDA_OPTIONS)), PROVIDERS["cpu"]] if provider == "cuda" else [PROVIDERS["cpu"]]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _explained(provider):
         options = _options(onnxruntime, optimised=optimised, cuda=provider == "cuda")
@@ -169,7 +163,18 @@ def open_session(model: onnx.ModelProto | str | Path, provider: str = "cpu", *, 
     return Session(provider, optimised, types, floating, handle)
 
 
-def _require_provider(onnxruntime: Any, provider: str) -> None:
+def require(provider: str) -> Any:
+    """onnxruntime, if it has the provider; to be asked before long work, too.
+
+    Raises:
+        MissingPackageError: onnxruntime is not installed.
+        ProviderError: It does not have the provider, or there is none of that name.
+    """
+    try:
+        import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
+    except ImportError as error:
+        remedy = f'pip install "bnfold[{"gpu" if provider == "cuda" else "cpu"}]"'
+        raise MissingPackageError("onnxruntime is not installed", remedy=remedy) from error
     if provider not in PROVIDERS:
         raise ProviderError(f"the provider {provider!r} is unknown", remedy=f"choose one of {', '.join(PROVIDERS)}")
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
@@ -179,6 +184,7 @@ def _require_provider(onnxruntime: Any, provider: str) -> None:
         # Finds CUDA and cuDNN where pip installed them; it prints what it misses, and only we may print.
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
+    return onnxruntime
 
 
 def _options(onnxruntime: Any, *, optimised: bool, cuda: bool) -> Any:
