@@ -143,9 +143,7 @@ class OnnxGraph:
         self.nodes.append(node)
 
     def _inputs(self, node: ir.Node, view: View) -> list[ir.Value]:
-        """The data first, then whatever else is no constant; a shape is no use of the value that has it."""
-        if node.op_type in ("Shape", "Size") and is_standard(node):
-            return []
+        """The data first, then whatever else is no constant."""
         present = [v for v in node.inputs if v is not None]
         if isinstance(view, ConstantOperand):
             return [v for v in present if self.context.constants.array(v) is None]

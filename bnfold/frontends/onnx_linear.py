@@ -165,8 +165,6 @@ class MatMulSite:
         if self.add is not None:
             editor.rename(self.node.outputs[0])  # the product without its bias changes its meaning as well
             editor.set_constant(self.add[0], self.add[1], bias, self.add[2].dtype)
-            product = self.node.outputs[0]  # the Add alone reads it, and what it held is now in the sum
-            product.name = editor.fresh(f"{product.name}_folded")
         elif params.bias.any():
             editor.add_after(self.node, bias, self.weight.dtype)
 
