@@ -178,7 +178,8 @@ def _jumps(node: onnx.NodeProto, inexact: set[str], types: Mapping[str, str]) ->
     """Whether the node turns inexact numbers into ones that jump; bodies that hold such a node count as one."""
     reads_floats = any(name in inexact and not _is_whole(types, name) for name in node_reads(node))
     writes_whole = any(_is_whole(types, name) for name in filter(None, node.output))
-    if reads_floats and (writes_whole or node.op_type in _JUMPING):
+    # Dropout's mask is a constant, or drawn, and never a matter of rounding.
+    if reads_floats and node.op_type != "Dropout" and (writes_whole or node.op_type in _JUMPING):
         return True
     # An If itself is none: the decision is the Greater that made its condition.
     return any(inner.op_type in _JUMPING | _RANDOM for inner in _nested(node))

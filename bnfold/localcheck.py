@@ -36,7 +36,7 @@ class LocalCheck:
         batchnorms: What was folded in it.
         ratio: The largest error in units of the bound; at most 1 for a right fold. None if it could not be run.
         tensor: The output of the region with that error.
-        note: Why it could not be run; empty if it was.
+        note: Why it was not run: it could not be, or nobody reads what it computes; empty if it was.
     """
 
     batchnorms: tuple[str, ...]
@@ -90,6 +90,8 @@ def _first_that_runs(
     cutters: tuple[Cutter, Cutter], region: Region, choices: Sequence[Mapping[str, Any]], seed: int
 ) -> LocalCheck:
     """The test at the first sizes at which the region can be run."""
+    if not region.outputs:
+        return LocalCheck(region.batchnorms, 0.0, "", "nothing that anyone reads depends on it")
     outcome = LocalCheck(region.batchnorms, None, "", "no input sizes are known")
     for sizes in choices:
         outcome = _check_or_note(cutters, region, sizes, seed)
@@ -106,16 +108,19 @@ def _check_or_note(cutters: tuple[Cutter, Cutter], region: Region, sizes: Mappin
 
 
 def _check(cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, Any], seed: int) -> LocalCheck:
-    old, new = (cutter.cut(region.inputs, region.outputs) for cutter in cutters)
+    outputs = [name for name in region.outputs if cutters[0].is_float(name)]
+    if not outputs:
+        raise BnfoldError("nothing reads what it computes, so that nothing can be compared")
+    old, new = (cutter.cut(region.inputs, outputs) for cutter in cutters)
     roundoff = _coarsest(new)
     wide = in_float64(old), in_float64(new)
     bounds = magnitude_model(old, roundoff), magnitude_model(new, roundoff)
     slack = _DOUBLE * (64 + max(_terms(old), _terms(new)))
-    worst, tensor = 0.0, region.outputs[0]
+    worst, tensor = 0.0, outputs[0]
     for feeds in _feeds([*old.graph.input, *new.graph.input], sizes, seed):
         results = [evaluate(model, _of(model, feeds)) for model in wide]
         sizes_of_terms = [evaluate(model, _of(model, {k: np.abs(v) for k, v in feeds.items()})) for model in bounds]
-        for name in region.outputs:
+        for name in outputs:
             terms = [np.asarray(s[name], np.float64) for s in sizes_of_terms]
             bound = roundoff * terms[1] + slack * (terms[0] + terms[1])
             ratio = _ratio(results[0][name], results[1][name], bound)

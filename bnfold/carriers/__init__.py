@@ -67,6 +67,8 @@ def pull(operator: Operator, wanted: PlacedAffine, pending: Pending) -> Step | R
 
 def push(operator: Operator, seen: dict[int, PlacedAffine], pending: Pending) -> Step | Refusal:  # noqa: PLR0911, PLR0912
     """What is seen after `operator` when its inputs at the keys of `seen` carry affines; the table of all carriers."""
+    if isinstance(operator.view, Barrier):
+        return operator.view.refusal
     if isinstance(operator.view, Concat):
         return join.push_concat(operator, operator.view, seen)
     if isinstance(operator.view, Barrier):

@@ -62,10 +62,11 @@ def _back(operator: Operator, view: Average | Maximum, wanted: PlacedAffine) -> 
 
 def _on(operator: Operator, view: Average | Maximum, seen: PlacedAffine) -> Step | Refusal:
     """Input axes to output axes: later axes move forward when one is dropped."""
-    if view.keeps_axes:
-        return _checked(operator, view, seen, seen)
+    checked = _checked(operator, view, seen, seen)
+    if view.keeps_axes or isinstance(checked, Refusal):
+        return checked
     moved = {axis: axis - sum(gone < axis for gone in view.axes) for axis in seen.axes}
-    return _checked(operator, view, seen, move_axes(seen, moved))
+    return Step({0: move_axes(seen, moved)})
 
 
 def _checked(operator: Operator, view: Average | Maximum, inside: PlacedAffine, onward: PlacedAffine) -> Step | Refusal:

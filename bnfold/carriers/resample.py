@@ -41,8 +41,8 @@ def pull_pad(operator: Operator, view: Pad, wanted: PlacedAffine, pending: Pendi
         return inner
     if v is None or not _pads_elsewhere(view, wanted):
         return Step({0: inner})
-    with np.errstate(all="ignore"):
-        return _with_value(operator, view, v, inner, inner.affine.scale * v + inner.affine.shift)
+    with np.errstate(all="ignore"):  # all output channels: those padded on the channel axis hold v too
+        return _with_value(operator, v, inner, wanted.affine.scale * v + wanted.affine.shift)
 
 
 def push_pad(operator: Operator, view: Pad, seen: PlacedAffine, pending: Pending) -> Step | Refusal:
@@ -55,7 +55,7 @@ def push_pad(operator: Operator, view: Pad, seen: PlacedAffine, pending: Pending
         return Step({0: outer})
     if not seen.affine.scale.all():
         return Refusal(Reason.SCALE_IS_ZERO, operator.name)
-    return _with_value(operator, view, v, outer, (v - seen.affine.shift) / seen.affine.scale)
+    return _with_value(operator, v, outer, (v - outer.affine.shift) / outer.affine.scale)
 
 
 def _value(operator: Operator, view: Pad, pending: Pending) -> float | None:
@@ -77,13 +77,11 @@ def _pads_elsewhere(view: Pad, placed: PlacedAffine) -> bool:
     return bool(_padded(view, others))
 
 
-def _with_value(
-    operator: Operator, view: Pad, old: float, placed: PlacedAffine, values: Float64Array
-) -> Step | Refusal:
-    """`values` become the padding's constant when they are one finite number, and no padded channel needs the old."""
+def _with_value(operator: Operator, old: float, placed: PlacedAffine, values: Float64Array) -> Step | Refusal:
+    """`values` become the padding's constant when they are one finite number."""
     if (values == old).all():
         return Step({0: placed})
-    uniform = np.isfinite(values[0]) and bool((values == values[0]).all()) and not _padded(view, placed.axes)
+    uniform = np.isfinite(values[0]) and bool((values == values[0]).all())
     if not uniform:
         return Refusal(Reason.SHIFT_MEETS_PADDING, operator.name, f"it pads with {old}")
     return Step({0: placed}, (SetConstant(operator, np.float64(values[0]).reshape(())),))

@@ -87,7 +87,7 @@ def reindex(placed: PlacedAffine, old: Shape, new: Shape) -> PlacedAffine | None
     renamed = {g[1][0]: sizes_of[g[0][0]] for g in groups if len(g[0]) == len(g[1]) == 1}
     new_dims = [renamed.get(axis, new[axis]) for axis in new_axes]
     old_sizes, new_sizes = _known(old_dims, new_dims), _known(new_dims, old_dims)
-    if old_sizes is None or new_sizes is None or prod(old_sizes) != prod(new_sizes):
+    if old_sizes is None or new_sizes is None or prod(old_sizes) != prod(new_sizes) or 0 in new_sizes:
         return None
     within = [sizes_of.get(axis, 1) for axis in old_axes]
     arrays = [

@@ -1,7 +1,7 @@
 """Which values of an ONNX graph are constant, and what they are: `array(value)` is their number for every input.
 
 Initializers, Constant nodes, and whatever is computed from constants by the operators that exporters put between a
-parameter and its reader (Identity, Cast, Unsqueeze, Expand,, ...).
+parameter and its reader (Identity, Cast, Unsqueeze, Expand, ...).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Constants:
         if node is None:
             return None if value.const_value is None else value.const_value.numpy()
         if id(value) not in self._computed:
-            self._computed[id(value)] = self._compute(node, value)
+            self._computed[id(value)] = self._compute(node)
         return self._computed[id(value)]
 
     def overridable(self, value: ir.Value) -> bool:
@@ -68,13 +68,12 @@ class Constants:
             Reason.PARAMETER_IS_OVERRIDABLE if self.overridable(value) else variable, where, value.name or ""
         )
 
-    def _compute(self, node: ir.Node, value: ir.Value) -> npt.NDArray[Any] | None:
+    def _compute(self, node: ir.Node) -> npt.NDArray[Any] | None:
         if node.domain not in ("", "ai.onnx"):
             return None
         match node.op_type:
             case "Constant":
-                tensor = ir.convenience.get_const_tensor(value)
-                return None if tensor is None else tensor.numpy()
+                return _stored(node)
             case "Shape":
                 return self._static_shape(node)
             case "CastLike":
@@ -117,6 +116,19 @@ class Constants:
             return np.asarray(onnx.reference.ReferenceEvaluator(model).run([proto.output[0]], feeds)[0])  # type: ignore[index]
         except Exception:  # the evaluator raises anything; then the value is simply not known
             return None
+
+
+def _stored(node: ir.Node) -> npt.NDArray[Any] | None:
+    """The number in a Constant node; `ir.convenience.get_const_tensor` would write a name into the tensor."""
+    for name, attribute in node.attributes.items():
+        match name:
+            case "value":
+                return attribute.as_tensor().numpy()
+            case "value_float" | "value_floats":
+                return np.asarray(attribute.value, np.float32)
+            case "value_int" | "value_ints":
+                return np.asarray(attribute.value, np.int64)
+    return None
 
 
 def _too_large(node: ir.Node, inputs: list[npt.NDArray[Any] | None]) -> bool:

@@ -47,6 +47,11 @@ def is_standard(node: ir.Node) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
+def asks_for_shape(node: ir.Node) -> bool:
+    """Whether the node reads the shape of its input alone, and none of its numbers."""
+    return node.op_type in ("Shape", "Size") and is_standard(node)
+
+
 def barrier(node: ir.Node, reason: Reason, detail: str = "") -> Barrier:
     """A barrier at `node`."""
     return Barrier(Refusal(reason, name_of(node), detail))

@@ -14,7 +14,7 @@ from bnfold.affine import Float64Array
 from bnfold.decision import Kept, Reason, Refusal, Subject
 from bnfold.errors import ModelError
 from bnfold.frontends.onnx_constants import Constants
-from bnfold.frontends.onnx_context import Context, input_at, is_standard, name_of
+from bnfold.frontends.onnx_context import Context, asks_for_shape, input_at, is_standard, name_of
 from bnfold.frontends.onnx_linear import ConvSite, LinearSite
 from bnfold.frontends.onnx_read_linear import ReadLinear
 from bnfold.frontends.onnx_read_pointwise import constant_position
@@ -71,6 +71,8 @@ class OnnxGraph:
         self._producers = {v: op for op in self.operators for v in op.outputs if v is not None}
         self._uses: dict[Value, list[Use]] = {}
         for operator in self.operators:
+            if asks_for_shape(self.nodes[operator.index]):
+                continue  # no affine changes a shape
             for position, value in enumerate(operator.inputs):
                 self._uses.setdefault(value, []).append(Use(operator, position))
         self._visible = dict(self._visible_values())
@@ -81,7 +83,7 @@ class OnnxGraph:
         return self._producers.get(value)
 
     def uses(self, value: Value) -> Sequence[Use]:
-        """Every edge from `value` to an operator."""
+        """Every edge from `value` to an operator that reads its numbers."""
         return self._uses.get(value, ())
 
     def visible(self, value: Value) -> Refusal | None:

@@ -72,9 +72,10 @@ class ConvSite:
 
     def write(self, params: LinearParams, editor: Editor) -> None:
         """Store weight and bias."""
+        bias_name = _bias_name(self.node)
         editor.set_constant(self.node, 1, self.layout.stored(params.weight), self.weight.dtype)
         if self.bias is not None or params.bias.any():
-            editor.set_constant(self.node, 2, params.bias, self.weight.dtype, stem=_bias_name(self.node))
+            editor.set_constant(self.node, 2, params.bias, self.weight.dtype, stem=bias_name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +118,12 @@ class GemmSite:
 
     def write(self, params: LinearParams, editor: Editor) -> None:
         """Store the weight and C, with alpha = beta = 1."""
+        bias_name = _bias_name(self.node)
         editor.set_constant(self.node, self.position, self.layout.stored(params.weight), self.weight.dtype)
         if self.bias is not None or params.bias.any():
             c = params.bias if params.bias.ndim == 2 or self.position == 1 else params.bias[:, None]
             stored = c.T if self.position == 1 else c
-            editor.set_constant(self.node, 2, stored, self.weight.dtype, stem=_bias_name(self.node))
+            editor.set_constant(self.node, 2, stored, self.weight.dtype, stem=bias_name)
         for name in ("alpha", "beta"):
             self.node.attributes.pop(name, None)
 
@@ -163,6 +165,8 @@ class MatMulSite:
         if self.add is not None:
             editor.rename(self.node.outputs[0])  # the product without its bias changes its meaning as well
             editor.set_constant(self.add[0], self.add[1], bias, self.add[2].dtype)
+            product = self.node.outputs[0]  # the Add alone reads it, and what it held is now in the sum
+            product.name = editor.fresh(f"{product.name}_folded")
         elif params.bias.any():
             editor.add_after(self.node, bias, self.weight.dtype)
 

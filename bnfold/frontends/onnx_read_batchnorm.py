@@ -56,8 +56,8 @@ def _refuse_mode(node: ir.Node, context: Context) -> Refusal | None:
 
 def _refuse_shape(node: ir.Node, parameters: list[npt.NDArray[Any]], context: Context) -> Refusal | None:
     shape = context.shapes.shape(node.inputs[0])
-    sizes = {p.shape for p in parameters}
-    if len(sizes) != 1 or len(parameters[0].shape) != 1 or not all(is_float(p.dtype) for p in parameters):
+    fits = len({p.shape for p in parameters}) == 1 and parameters[0].ndim == 1 and parameters[0].size > 0
+    if not fits or not all(is_float(p.dtype) for p in parameters):
         return Refusal(Reason.PARAMETERS_MISMATCHED, name_of(node), ", ".join(str(p.shape) for p in parameters))
     if shape is not None and len(shape) < 2:
         return Refusal(Reason.AXIS_NOT_PROVEN, name_of(node), "its input has one axis")

@@ -33,10 +33,14 @@ class Cutter:
         self._constants = Constants(model, shapes, keep_overridable=False)
         self._values = known
 
+    def is_float(self, name: str) -> bool:
+        """Whether `name` is a floating-point value; a mask beside it holds no rounding that could be bounded."""
+        return is_float(self._dtypes.get(name))
+
     def cut(self, inputs: Iterable[str], outputs: Iterable[str]) -> onnx.ModelProto:
         """The nodes between the floating-point values `inputs` and `outputs`; what else is read is an input as well."""
         wanted = list(outputs)
-        ends = {name for name in inputs if is_float(self._dtypes.get(name))}
+        ends = {name for name in inputs if self.is_float(name)}
         free, places, tensors, asked = self._walk(wanted, ends)
         computed = {name for i in places for name in self._model.graph.node[i].output}
         free |= {name for name in asked if name not in computed and name not in self._initializers}
