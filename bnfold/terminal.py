@@ -46,7 +46,7 @@ def say(sentence: str) -> None:
 @contextmanager
 def progress(console: Console, start: str) -> Iterator[Tell]:
     """Show what is being done, but only where a person watches."""
-    if console.quiet or not console.is_terminal or console.is_dumb_terminal:
+    if console.quiet or not console.is_terminal:
         yield lambda _: None
         return
     with console.status(printable(start)) as status:
