@@ -27,7 +27,9 @@ X = np.random.default_rng(0).standard_normal((5, 3))
 
 @settings(deadline=None)
 @given(affines(), affines(), affines())
-def test_then_is_associative_and_means_one_after_the_other(a: ChannelAffine, b: ChannelAffine, c: ChannelAffine) -> None:
+def test_then_is_associative_and_means_one_after_the_other(
+    a: ChannelAffine, b: ChannelAffine, c: ChannelAffine
+) -> None:
     left, right = a.then(b).then(c), a.then(b.then(c))
     np.testing.assert_allclose(left.scale, right.scale, rtol=CLOSE)
     np.testing.assert_allclose(left.shift, right.shift, rtol=CLOSE, atol=CLOSE)
@@ -77,8 +79,10 @@ def test_repeat_is_a_take_with_repeats_and_goes_through_then(a: ChannelAffine, b
 def test_take_and_concat_go_through_then(a: ChannelAffine, b: ChannelAffine) -> None:
     indices = np.array([2, 0, 0])
     assert a.then(b).take(indices).equals(a.take(indices).then(b.take(indices)))
-    assert ChannelAffine.concat([a, b]).then(ChannelAffine.concat([b, a])).equals(
-        ChannelAffine.concat([a.then(b), b.then(a)])
+    assert (
+        ChannelAffine.concat([a, b])
+        .then(ChannelAffine.concat([b, a]))
+        .equals(ChannelAffine.concat([a.then(b), b.then(a)]))
     )
 
 

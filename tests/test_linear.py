@@ -160,7 +160,10 @@ def test_a_matmul_with_a_batch_of_constants_absorbs_as_it_computes(batch: tuple[
         bias = p.bias if on_the_right else p.bias[:, None]
         return np.asarray(data @ stored + bias if on_the_right else stored @ data + bias)
 
-    after, before = affine(params.outputs, positive=False), affine(params.inputs, 2, positive=False, shift=bool(not batch))
+    after, before = (
+        affine(params.outputs, positive=False),
+        affine(params.inputs, 2, positive=False, shift=bool(not batch)),
+    )
     same(compute(x, params.absorb_output(after)), channelwise(after, compute(x, params), axis))
     same(compute(x, params.absorb_input(before)), compute(channelwise(before, x, axis), params))
 

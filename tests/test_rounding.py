@@ -116,5 +116,7 @@ def test_the_formats_limits_are_those_of_the_standard(dtype: np.dtype[Any]) -> N
     [(FLOAT16, {FLOAT16, FLOAT32, FLOAT64}), (BFLOAT16, {BFLOAT16, FLOAT32, FLOAT64}), (FLOAT32, {FLOAT32, FLOAT64}),
      (FLOAT64, {FLOAT64})],
 )  # fmt: skip
-def test_a_conversion_widens_exactly_where_every_number_survives(source: np.dtype[Any], wider: set[np.dtype[Any]]) -> None:
+def test_a_conversion_widens_exactly_where_every_number_survives(
+    source: np.dtype[Any], wider: set[np.dtype[Any]]
+) -> None:
     assert {target for target in (*FORMATS, FLOAT64) if widens(source, target)} == wider
