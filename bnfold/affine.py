@@ -101,8 +101,9 @@ class ChannelAffine:
         return np.asarray(np.asarray(x, np.float64) * self.scale + self.shift)
 
     def then(self, after: ChannelAffine) -> ChannelAffine:
-        """This affine first, `after` second: `after.scale * (scale * x + shift) + after.shift`."""
-        return ChannelAffine(self.scale * after.scale, self.shift * after.scale + after.shift)
+        """This affine first, `after` second: `after.scale * (scale * x + shift) + after.shift`; ask `is_finite`."""
+        with np.errstate(all="ignore"):
+            return ChannelAffine(self.scale * after.scale, self.shift * after.scale + after.shift)
 
     def inverse(self) -> ChannelAffine:
         """The affine that undoes this one.

@@ -51,17 +51,24 @@ class FoldPlan:
     regions: tuple[Region, ...]
 
 
+@np.errstate(all="ignore")  # what leaves the range of float64 is refused as OVERFLOWS_DTYPE
 def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -> FoldPlan:
     """Decide about every BatchNorm of `graph`; those whose name is not `wanted` are kept.
 
-    Sources are taken in topological order; each is pulled into its producers if that is possible, else pushed.
+    Sources are taken in topological order; each is pulled into its producers if that is possible, else pushed. What
+    was kept is tried again as long as that helps: a fold may make room for one before it (an Add that is there now).
     """
     bench = Bench(graph)
-    decisions: list[tuple[int, Decision]] = list(_refused(graph, wanted))
-    for run in runs(graph, wanted):
-        for source in compose(run, bench):
-            decisions += [(source.operators[0].index, d) for d in _decisions(source, _settle(bench, source))]
-    ordered = [decision for _, decision in sorted(decisions, key=lambda pair: pair[0])]
+    decisions, kept = _refused(graph, wanted), list[tuple[int, Decision]]()
+    folds = -1
+    while len(bench.folds) > folds:
+        folds, kept = len(bench.folds), []
+        for run in runs(graph, wanted):
+            for source in compose(tuple(op for op in run if op.index not in bench.removed), bench):
+                outcome = _settle(bench, source)
+                found = [(source.operators[0].index, d) for d in _decisions(source, outcome)]
+                (decisions if isinstance(outcome, Fold) else kept).extend(found)
+    ordered = [decision for _, decision in sorted([*decisions, *kept], key=lambda pair: pair[0])]
     return FoldPlan((*ordered, *graph.unreachable), bench, _regions(bench))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bnfold.affine import Float64Array
 from bnfold.bench import Bench
 from bnfold.decision import Reason, Refusal
 from bnfold.graph import AbsorbInput, AbsorbOutput, Edit, Operator, SetAffine, SetConstant
@@ -74,7 +75,10 @@ def _range(bench: Bench, edit: Edit) -> Refusal | None:
             return _overflow(operator, operator.view.dtype, value)
         case SetAffine(operator=operator, affine=affine):
             assert isinstance(operator.view, BatchNorm)
-            return _overflow(operator, operator.view.dtype, *operator.view.stored(affine))
+            gamma, beta = (np.abs(a) for a in operator.view.stored(affine))
+            before = np.abs(operator.view.stored(bench.affine(operator))[0])
+            dtype = operator.view.dtype
+            return _overflow(operator, dtype, gamma, beta) or _underflow(operator, dtype, before, gamma)
 
 
 def _params_range(bench: Bench, edit: AbsorbInput | AbsorbOutput, dtype: np.dtype[Any]) -> Refusal | None:
@@ -82,31 +86,38 @@ def _params_range(bench: Bench, edit: AbsorbInput | AbsorbOutput, dtype: np.dtyp
     if (refusal := _overflow(edit.operator, dtype, new.weight, new.bias)) is not None:
         return refusal
     at_output = isinstance(edit, AbsorbOutput)
-    before, after = (p.per_output() if at_output else p.per_input() for p in (old, new))
+    return _underflow(edit.operator, dtype, *(p.per_output() if at_output else p.per_input() for p in (old, new)))
+
+
+def _underflow(operator: Operator, dtype: np.dtype[Any], before: Float64Array, after: Float64Array) -> Refusal | None:
+    """`before` and `after` are the largest absolute numbers of each channel."""
     lost = (after > 0) & (after < MIN_SUBNORMALS * smallest_subnormal(dtype)) & (after < before)
     if not lost.any():
         return None
-    return Refusal(Reason.UNDERFLOWS_DTYPE, edit.operator.name, f"{after[lost].min():.3g} in {dtype.name}")
+    return Refusal(Reason.UNDERFLOWS_DTYPE, operator.name, f"{after[lost].min():.3g} in {dtype.name}")
 
 
-def _overflow(operator: Operator, dtype: np.dtype[Any], *arrays: np.ndarray[Any, Any]) -> Refusal | None:
-    top = max(float(np.abs(a).max(initial=0.0)) for a in arrays)
+def _overflow(operator: Operator, dtype: np.dtype[Any], *arrays: Float64Array) -> Refusal | None:
+    top = float(np.max([np.abs(a).max(initial=0.0) for a in arrays]))  # NaN if any of them holds one
     if top <= largest(dtype):
         return None
     return Refusal(Reason.OVERFLOWS_DTYPE, operator.name, f"{top:.3g} in {dtype.name}")
 
 
 def _activations(source: Source, route: Route) -> Refusal | None:
-    """In float16 the affine, pulled past an operator, scales the activations in between before they are averaged.
+    """In float16 the affine, moved past an operator, changes the size of the activations in between.
 
-    They are harmless where they do not grow, or stay well within the range; the estimates are the BatchNorm's own.
+    Pulled it makes them what came out of it, pushed what went in. They are harmless where they do not grow, or stay
+    well within the range; the estimates are the BatchNorm's own.
     """
     narrow = [op for op in (*route.into, *route.through) if op.dtype is not None and op.dtype.name == "float16"]
-    if route.direction == "push" or not route.through or not narrow:
+    if not route.through or not narrow:
         return None
-    affine = source.placed.affine
+    scale, shift = np.abs(source.placed.affine.scale), np.abs(source.placed.affine.shift)
+    pulled = route.direction == "pull"
     if source.before is None or source.after is None:
-        grown = float(np.abs(affine.scale).max()) > 1 or float(np.abs(affine.shift).max()) > 1
+        safe = bool((scale <= 1 if pulled else scale >= 1).all() and (shift <= 1).all())
     else:
-        grown = source.after > source.before and source.after > FLOAT16_SHARE * largest(np.dtype(np.float16))
-    return Refusal(Reason.ACTIVATIONS_MIGHT_OVERFLOW, narrow[0].name) if grown else None
+        old, new = (source.before, source.after) if pulled else (source.after, source.before)
+        safe = new <= old or new <= FLOAT16_SHARE * largest(np.dtype(np.float16))
+    return None if safe else Refusal(Reason.ACTIVATIONS_MIGHT_OVERFLOW, narrow[0].name)

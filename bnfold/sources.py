@@ -80,19 +80,20 @@ def _only_reader(graph: FoldGraph, operator: Operator) -> Operator | None:
     return uses[0].operator if len(uses) == 1 and _is_affine(uses[0].operator) else None
 
 
-def compose(run: tuple[Operator, ...], pending: Pending) -> list[Source]:
-    """The sources in `run`: usually one; a constant that varies along several axes, or another axis, cuts it."""
-    found: list[Source] = []
+def compose(run: tuple[Operator, ...], pending: Pending) -> Iterator[Source]:
+    """The sources in `run`: usually one; a constant that varies along several axes, or another axis, cuts it.
+
+    Each is composed when it is asked for, because the one before it may be pushed into the rest of the run.
+    """
     part: list[tuple[Operator, PlacedAffine]] = []
     for operator in run:
         placed = _placed(operator, pending)
-        joined = None if placed is None else _then([p for _, p in part], placed)
-        if joined is None and part:
-            found.extend(_source(part))
-            part = []
+        if part and (placed is None or _then([p for _, p in part], placed) is None):
+            yield from _source(part)
+            part, placed = [], _placed(operator, pending)
         if placed is not None:
             part.append((operator, placed))
-    return [*found, *_source(part)]
+    yield from _source(part)
 
 
 def _placed(operator: Operator, pending: Pending) -> PlacedAffine | None:

@@ -122,7 +122,8 @@ def test_a_widening_cast_passes_any_affine(source: Any, target: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [(np.float32, HALF), (np.float64, np.float32), (np.float32, BRAIN), (BRAIN, HALF), (HALF, BRAIN)]
+    ("source", "target"),
+    [(np.float32, HALF), (np.float64, np.float32), (np.float32, BRAIN), (BRAIN, HALF), (HALF, BRAIN)],
 )
 def test_a_cast_that_rounds_refuses(source: Any, target: Any) -> None:
     assert_refuses(pull(cast(source, target), on(1, affine(3))), Reason.CAST_NARROWS)
@@ -180,4 +181,6 @@ class _Held:
 
 def _absorb(net: Net, held: Any, at_input: bool, placed: ChannelAffine) -> Any:
     operator = net.operators[0]
-    return carriers.push(operator, {0: on(1, placed)}, held) if at_input else carriers.pull(operator, on(1, placed), held)
+    return (
+        carriers.push(operator, {0: on(1, placed)}, held) if at_input else carriers.pull(operator, on(1, placed), held)
+    )

@@ -77,6 +77,7 @@ def test_an_affine_on_an_input_that_is_not_the_data_refuses() -> None:
 
 def _own() -> Carrier:
     """Neg: `s*(-x) + t = -(s*x - t)`."""
+
     def turned(_operator: object, placed: PlacedAffine) -> Step:
         return Step({0: placed.with_affine(ChannelAffine(placed.affine.scale, -placed.affine.shift))})
 

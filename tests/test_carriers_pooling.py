@@ -109,7 +109,10 @@ def test_an_affine_on_two_axes_of_which_one_is_reduced_refuses() -> None:
     for keeps in (True, False):
         assert_refuses(push(reduced(Average((1,), keeps)), both), Reason.OPERATOR_MIXES_CHANNELS)
     assert assert_pushes(reduced(Average((0,), False)), both).placed[0].axes == (0, 1)
-    assert assert_pulls(reduced(Average((0,), False)), PlacedAffine(affine(15), (0, 1), (3, 5))).placed[0].axes == (1, 2)
+    assert assert_pulls(reduced(Average((0,), False)), PlacedAffine(affine(15), (0, 1), (3, 5))).placed[0].axes == (
+        1,
+        2,
+    )
 
 
 def test_an_affine_that_is_the_same_everywhere_passes_a_reduction_of_every_axis() -> None:

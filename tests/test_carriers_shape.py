@@ -169,5 +169,5 @@ def test_an_operator_that_changes_nothing_passes_everything() -> None:
     ("axes", "sizes", "entries"), [((1, 0), (2, 3), 6), ((1, 1), (2, 2), 4), ((1,), (2, 3), 6), ((1,), (3,), 2)]
 )
 def test_a_placed_affine_checks_its_axes(axes: tuple[int, ...], sizes: tuple[int, ...], entries: int) -> None:
-    with pytest.raises(ValueError, match="axes|entries"):
+    with pytest.raises(ValueError, match=r"axes|entries"):
         PlacedAffine(ChannelAffine.identity(entries), axes, sizes)
