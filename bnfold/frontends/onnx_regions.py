@@ -25,7 +25,7 @@ class Cutter:
         proto = ir.to_proto(model)
         self._model = inlined(proto) if proto.functions else proto
         shapes = Shapes(model)
-        known = ir.convenience.create_value_mapping(model.graph)
+        known = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
         self._dtypes = {name: shapes.dtype(value) for name, value in known.items()}
         graph = self._model.graph
         self._places = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
