@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx_models import PARAMETERS, STATS, assert_fold, ops, parse, reasons, stored
 
@@ -129,7 +130,7 @@ def test_a_batchnorm_in_a_loop_is_listed_and_kept() -> None:
     text = f"""(float[N,4,6,6] x, int64 n, bool go) => (float[N,4,6,6] y) <{PARAMETERS}>
         {{ y = Loop (n, go, x) <body = b (int64 i, bool k, float[N,4,6,6] s) => (bool k2, float[N,4,6,6] t)
            {{ k2 = Identity(k) t = BatchNormalization(s, {STATS}) }}> }}"""
-    report = bnfold.inspect(bnfold.api.ir.from_proto(parse(text)))
+    report = bnfold.inspect(ir.from_proto(parse(text)))
     assert reasons(report) == [Reason.INSIDE_SUBGRAPH]
 
 

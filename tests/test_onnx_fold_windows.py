@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 from onnx_models import NEWEST, PARAMETERS, STATS, assert_fold, ops, parse, reasons
 from test_onnx_fold_carriers import MIXED, NEGATIVE_SCALE, POSITIVE, SCALE, both, check, pulled, pushed
@@ -107,9 +108,9 @@ def test_a_dilated_maximum_may_see_nothing_but_padding() -> None:
 def test_a_maximum_whose_indices_are_read_is_kept() -> None:
     text = pulled("d, i = MaxPool <kernel_shape=[2,2]> (c)")
     # Only the plan is looked at: the end-to-end check takes a MaxPool with two outputs for a decision, and holds it.
-    assert reasons(bnfold.inspect(bnfold.api.ir.from_proto(parse(text, values=POSITIVE)))) == []
+    assert reasons(bnfold.inspect(ir.from_proto(parse(text, values=POSITIVE)))) == []
     read = parse(text.replace("y)", "y, int64[A,B,C,D] i)", 1), values=POSITIVE)
-    assert reasons(bnfold.inspect(bnfold.api.ir.from_proto(read)))[0] is Reason.INDICES_ARE_READ
+    assert reasons(bnfold.inspect(ir.from_proto(read)))[0] is Reason.INDICES_ARE_READ
 
 
 @pytest.mark.parametrize("opset", [7, 17, NEWEST])
@@ -135,7 +136,7 @@ def test_reductions_over_space_pass_with_axes_in_either_form(op: str, first: int
 
 def test_a_reduction_over_axes_that_are_not_constant_is_kept() -> None:
     text = pulled("d = ReduceMean(c, z)").replace("x)", "x, int64[2] z)", 1)
-    report = bnfold.inspect(bnfold.api.ir.from_proto(parse(text, opset=18)))
+    report = bnfold.inspect(ir.from_proto(parse(text, opset=18)))
     assert Reason.AXIS_NOT_PROVEN in reasons(report)
 
 
