@@ -17,7 +17,7 @@ import onnx_ir as ir
 from bnfold.decision import Decision
 from bnfold.errors import MachineError, UsageError, VerificationError
 from bnfold.folding import FoldPlan, plan
-from bnfold.frontends.onnx_files import load, save
+from bnfold.frontends.onnx_files import in_memory, load, save
 from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_readers import Reader
 from bnfold.frontends.onnx_write import record, write
@@ -189,7 +189,7 @@ class _Check:
         return tuple(local_check(before, after, planned, graph.spans(), shapes=shapes, seed=seed, progress=tell))
 
     def quick(self, before: ir.Model, after: ir.Model) -> tuple[QuickCheck, ...]:
-        old, new = ir.to_proto(before), ir.to_proto(after)
+        old, new = in_memory(before), in_memory(after)
         shapes, seed, tell = self.shapes, self.seed, self.progress
         runs = [quick_check(old, new, provider=p, shapes=shapes, seed=seed, progress=tell) for p in self.providers]
         return tuple(settle(r, old, new, seed=seed, progress=tell) if r.in_doubt else r for r in runs)

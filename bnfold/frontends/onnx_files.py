@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from bnfold.errors import BnfoldError, MachineError, ModelError, UsageError
@@ -45,7 +46,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise MachineError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
     except Exception as error:
         raise _not_onnx(file, path) from error
-    if model.ir_version == 0 or (not len(model.graph) and not model.graph.outputs):
+    if model.ir_version == 0 or not model.opset_imports or (not len(model.graph) and not model.graph.outputs):
         raise _not_onnx(file, path)
     _check_sorted(model, path)
     _check_external(model, path)
@@ -70,6 +71,17 @@ def _check_sorted(model: ir.Model, path: str | os.PathLike[str]) -> None:
                     remedy="sort the nodes topologically, as the ONNX specification demands",
                 )
         seen.add(id(node))
+
+
+def in_memory(model: ir.Model) -> onnx.ModelProto:
+    """The model as protobuf with its external data read in; `model` itself goes on reading it from the disk."""
+    copy = model.clone()
+    for graph in copy.graphs():
+        for value in graph.initializers.values():
+            # Not `ir.external_data.load_to_model`: it closes the file, which `model` shares.
+            if isinstance(tensor := value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, shape=tensor.shape, name=tensor.name)
+    return ir.to_proto(copy)
 
 
 def external_files(model: ir.Model) -> Iterator[tuple[Path, int]]:
@@ -141,10 +153,17 @@ def _write(model: ir.Model, work: Path, target: Path) -> Path | None:
         return None
     name = f"{target.name}.{_digest(model)}.data"
     ir.save(model, draft, external_data=name, size_threshold_bytes=_SMALL)
-    if (work / name).exists():
-        _settle(work / name, target.parent / name)
-    _settle(draft, target)
-    return (target.parent / name).resolve()
+    data = target.parent / name
+    was_there = data.exists()
+    try:
+        if (work / name).exists():
+            _settle(work / name, data)
+        _settle(draft, target)
+    except BaseException:
+        if not was_there:
+            data.unlink(missing_ok=True)
+        raise
+    return data.resolve()
 
 
 def _settle(draft: Path, target: Path) -> None:
