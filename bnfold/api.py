@@ -17,8 +17,7 @@ import onnx_ir as ir
 from bnfold.decision import Decision
 from bnfold.errors import MachineError, UsageError, VerificationError
 from bnfold.folding import FoldPlan, plan
-from bnfold.frontends import onnx_files
-from bnfold.frontends.onnx_files import load, save
+from bnfold.frontends.onnx_files import in_memory, load, save
 from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_readers import Reader
 from bnfold.frontends.onnx_simplify import simplified
@@ -195,12 +194,11 @@ class _Check:
     progress: Progress | None
 
     def local(self, before: ir.Model, after: ir.Model, graph: OnnxGraph, planned: FoldPlan) -> tuple[LocalCheck, ...]:
-        old, new = onnx_files.with_data(before), onnx_files.with_data(after)
         shapes, seed, tell = self.shapes, self.seed, self.progress
-        return tuple(local_check(old, new, planned, graph.spans(), shapes=shapes, seed=seed, progress=tell))
+        return tuple(local_check(before, after, planned, graph.spans(), shapes=shapes, seed=seed, progress=tell))
 
     def quick(self, before: ir.Model, after: ir.Model) -> tuple[QuickCheck, ...]:
-        old, new = (ir.to_proto(onnx_files.with_data(model)) for model in (before, after))
+        old, new = in_memory(before), in_memory(after)
         shapes, seed, tell = self.shapes, self.seed, self.progress
         runs = [quick_check(old, new, provider=p, shapes=shapes, seed=seed, progress=tell) for p in self.providers]
         return tuple(settle(r, old, new, seed=seed, progress=tell) if r.failed and r.runs else r for r in runs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx_models import NEWEST, PARAMETERS, STATS, assert_fold, ops, parse, reasons, stored
 
@@ -33,7 +34,7 @@ def test_conv_batchnorm_relu_folds_in_every_operator_set(opset: int) -> None:
 
 def test_operator_set_6_is_a_model_error() -> None:
     with pytest.raises(bnfold.ModelError, match=r"operator set 6 is too old.*version_converter"):
-        bnfold.fold(bnfold.api.ir.from_proto(parse(_behind_conv("y = Relu(c)"), opset=6)))
+        bnfold.fold(ir.from_proto(parse(_behind_conv("y = Relu(c)"), opset=6)))
 
 
 def test_a_model_without_an_operator_set_of_its_own_is_read_as_far_as_it_goes() -> None:
@@ -51,14 +52,14 @@ def test_spatial_0_of_old_operator_sets_is_no_channel_affine(spatial: int, folds
         if folds:
             assert_fold(model, folded=1)
         else:
-            report = bnfold.inspect(bnfold.api.ir.from_proto(model))
+            report = bnfold.inspect(ir.from_proto(model))
             assert reasons(report) == [Reason.NORMALISES_PER_ELEMENT]
 
 
 @pytest.mark.parametrize(("is_test", "folds"), [(1, True), (0, False)])
 def test_a_stray_is_test_is_believed(is_test: int, folds: bool) -> None:
     model = parse(_behind_conv(f"y = BatchNormalization <is_test={is_test}> (c, {STATS})"), opset=7)
-    report = bnfold.inspect(bnfold.api.ir.from_proto(model))
+    report = bnfold.inspect(ir.from_proto(model))
     assert reasons(report) == ([] if folds else [Reason.NORMALISES_BY_BATCH_STATISTICS])
 
 
@@ -67,7 +68,7 @@ def test_training_mode_is_kept(opset: int) -> None:
     one = parse(_behind_conv(f"y = BatchNormalization <training_mode=1> (c, {STATS})"), opset=opset)
     three = parse(_behind_conv(f"y, m, v = BatchNormalization <training_mode=1> (c, {STATS})"), opset=opset)
     for model in (one, three):
-        result = bnfold.fold(bnfold.api.ir.from_proto(model), verify=False)
+        result = bnfold.fold(ir.from_proto(model), verify=False)
         assert reasons(result) == [Reason.NORMALISES_BY_BATCH_STATISTICS]
         assert isinstance(result.decisions[0], Kept)
         assert result.decisions[0].remedy == "export the model in eval mode"
@@ -87,13 +88,13 @@ def _with_outputs(model: onnx.ModelProto, *more: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("opset", [9, 13, 15])
 def test_trailing_outputs_that_are_left_out_do_not_count(opset: int) -> None:
     model = _with_outputs(parse(_behind_conv(f"y = BatchNormalization(c, {STATS})"), opset=opset), "", "")
-    result = bnfold.fold(bnfold.api.ir.from_proto(model), verify=False)
+    result = bnfold.fold(ir.from_proto(model), verify=False)
     assert ops(result.model) == ["Conv"]
 
 
 def test_outputs_that_only_training_has_are_kept() -> None:
     model = _with_outputs(parse(_behind_conv(f"y = BatchNormalization(c, {STATS})"), opset=9), "m", "v", "sm", "sv")
-    report = bnfold.inspect(bnfold.api.ir.from_proto(model))
+    report = bnfold.inspect(ir.from_proto(model))
     assert reasons(report) == [Reason.NORMALISES_BY_BATCH_STATISTICS]
 
 
@@ -119,7 +120,7 @@ def test_a_variance_just_above_minus_epsilon_is_folded_and_one_at_it_is_kept() -
     assert_fold(parse(text, values={"var": [1, -9.9999e-6, 1, 1]}), folded=1)
     for bad in (-1.0, -float(np.float32(1e-5))):
         model = parse(text, values={"var": [1, bad, 1, 1]})
-        result = bnfold.fold(bnfold.api.ir.from_proto(model), verify=False)
+        result = bnfold.fold(ir.from_proto(model), verify=False)
         assert reasons(result) == [Reason.STATISTICS_NOT_FINITE]
         assert "channel 1, 1 of 4" in str(result.report.kept[0].refusals[0])
 
@@ -128,7 +129,7 @@ def test_a_variance_just_above_minus_epsilon_is_folded_and_one_at_it_is_kept() -
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_parameters_that_are_not_finite_are_kept(parameter: str, number: float) -> None:
     given = {parameter: [1, 1, number, 1]}
-    result = bnfold.fold(bnfold.api.ir.from_proto(parse(_behind_conv(BATCHNORM), values=given)), verify=False)
+    result = bnfold.fold(ir.from_proto(parse(_behind_conv(BATCHNORM), values=given)), verify=False)
     if (parameter, number) == ("var", np.inf):  # gamma / inf = 0: exact and finite
         assert len(result.report.folded) == 1
     else:
@@ -139,9 +140,9 @@ def test_parameters_that_are_not_finite_are_kept(parameter: str, number: float) 
 def test_parameters_of_another_length_are_kept(length: int) -> None:
     for name in ("gamma", "var"):
         text = _behind_conv(BATCHNORM, PARAMETERS.replace(f"[4] {name}", f"[{length}] {name}"))
-        assert reasons(bnfold.inspect(bnfold.api.ir.from_proto(parse(text)))) == [Reason.PARAMETERS_MISMATCHED]
+        assert reasons(bnfold.inspect(ir.from_proto(parse(text)))) == [Reason.PARAMETERS_MISMATCHED]
     text = _behind_conv(BATCHNORM, PARAMETERS.replace("[4]", f"[{length}]"))
-    assert reasons(bnfold.inspect(bnfold.api.ir.from_proto(parse(text)))) == [Reason.PARAMETERS_MISMATCHED]
+    assert reasons(bnfold.inspect(ir.from_proto(parse(text)))) == [Reason.PARAMETERS_MISMATCHED]
 
 
 CHAINS = {
@@ -174,7 +175,7 @@ def test_a_parameter_computed_from_constants_is_constant(chain: str) -> None:
 @pytest.mark.parametrize("node", ["g = ReduceMean <axes=[0,2,3], keepdims=0> (c)", "g = RandomNormal <shape=[4]> ()"])
 def test_a_parameter_computed_at_run_time_is_kept(node: str) -> None:
     text = _behind_conv(f"{node} y = BatchNormalization(c, {STATS.replace('gamma', 'g')})")
-    report = bnfold.inspect(bnfold.api.ir.from_proto(parse(text)))
+    report = bnfold.inspect(ir.from_proto(parse(text)))
     assert reasons(report) == [Reason.PARAMETERS_NOT_CONSTANT]
     assert report.kept[0].subject.channels == 4
 
@@ -189,10 +190,17 @@ def test_mixed_dtypes_of_opset_15_are_folded_into_the_weights_dtype() -> None:
 
 
 def test_a_batchnorm_of_rank_2_and_of_rank_5_is_folded_and_one_of_rank_1_is_kept() -> None:
-    assert_fold(parse(f"""(float[N,3] x) => (float[N,4] y) <float[3,4] w, float[4] b, {PARAMETERS}>
-        {{ c = Gemm(x, w, b) y = BatchNormalization(c, {STATS}) }}"""), folded=1)
-    report = bnfold.inspect(bnfold.api.ir.from_proto(parse(f"""(float[4] x) => (float[4] y) <{PARAMETERS}>
-        {{ y = BatchNormalization(x, {STATS}) }}""")))
+    assert_fold(
+        parse(f"""(float[N,3] x) => (float[N,4] y) <float[3,4] w, float[4] b, {PARAMETERS}>
+        {{ c = Gemm(x, w, b) y = BatchNormalization(c, {STATS}) }}"""),
+        folded=1,
+    )
+    report = bnfold.inspect(
+        ir.from_proto(
+            parse(f"""(float[4] x) => (float[4] y) <{PARAMETERS}>
+        {{ y = BatchNormalization(x, {STATS}) }}""")
+        )
+    )
     assert reasons(report) == [Reason.AXIS_NOT_PROVEN]
 
 
@@ -206,4 +214,4 @@ def test_a_batchnorm_between_input_and_output_is_kept_and_one_before_a_conv_is_f
 
 def test_a_batchnorm_of_no_channels_is_no_traceback() -> None:
     text = f"(float[N,0,8] x) => (float[N,0,8] y) <{PARAMETERS.replace('[4]', '[0]')}> {{ y = BatchNormalization(x, {STATS}) }}"
-    assert len(bnfold.inspect(bnfold.api.ir.from_proto(parse(text))).kept) == 1
+    assert len(bnfold.inspect(ir.from_proto(parse(text))).kept) == 1

@@ -18,7 +18,7 @@ def _to_axis_1(value: str, rank: int, channels: int) -> str:
 @pytest.mark.parametrize("add", ["", "add(m, b)", "add(b, m)", "scalar", "row"])
 @pytest.mark.parametrize("rank", [2, 3, 4])
 def test_a_batchnorm_behind_a_matmul_with_its_constant_on_the_right_is_folded(rank: int, add: str) -> None:
-    sizes = ["N", "5", "6", "3"][:rank - 1]
+    sizes = ["N", "5", "6", "3"][: rank - 1]
     bias = {"scalar": "float b", "row": f"float[{','.join('1' * (rank - 1))},4] b"}.get(add, "float[4] b")
     node = {"": "", "add(b, m)": "s = Add(b, m)"}.get(add, "s = Add(m, b)")
     text = f"""(float[{",".join([*sizes, "7"])}] x) => (float[{",".join("PQRS"[:rank])}] y)

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from bnfold.errors import BnfoldError, MachineError, ModelError, UsageError
@@ -45,7 +46,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise MachineError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
     except Exception as error:
         raise _not_onnx(file, path) from error
-    if model.ir_version == 0 or (not len(model.graph) and not model.graph.outputs):
+    if model.ir_version == 0 or not model.opset_imports or (not len(model.graph) and not model.graph.outputs):
         raise _not_onnx(file, path)
     _check_sorted(model, path)
     _check_external(model, path)
@@ -72,6 +73,11 @@ def _check_sorted(model: ir.Model, path: str | os.PathLike[str]) -> None:
         seen.add(id(node))
 
 
+def in_memory(model: ir.Model) -> onnx.ModelProto:
+    """The model as protobuf with its external data read in; `model` itself goes on reading it from the disk."""
+    return ir.to_proto(with_data(model))
+
+
 def external_files(model: ir.Model) -> Iterator[tuple[Path, int]]:
     """The files that hold external data of `model`, and the size each must at least have."""
     for graph in model.graphs():
@@ -88,9 +94,9 @@ def with_data(model: ir.Model) -> ir.Model:
     copy = model.clone()
     for graph in copy.graphs():
         for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+            # Not `ir.external_data.load_to_model`: it closes the file, which `model` shares.
+            if isinstance(tensor := value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, shape=tensor.shape, name=tensor.name)
     return copy
 
 
@@ -124,7 +130,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Write `model` to `path`, whole or not at all.
 
     Raises:
-        UsageError: As `check_target`; also if `model` still reads its external data from `path`'s data file.
+        UsageError: As `check_target`.
         MachineError: The disk is full, or the folder may not be written.
     """
     target = Path(path)
@@ -155,10 +161,17 @@ def _write(model: ir.Model, work: Path, target: Path) -> Path | None:
     name = f"{target.name}.{_digest(model)}.data"
     # onnx_ir would close the maps of small tensors, which views of them still hold open.
     ir.save(with_data(model), draft, external_data=name, size_threshold_bytes=_SMALL)
-    if (work / name).exists():
-        _settle(work / name, target.parent / name)
-    _settle(draft, target)
-    return (target.parent / name).resolve()
+    data = target.parent / name
+    was_there = data.exists()
+    try:
+        if (work / name).exists():
+            _settle(work / name, data)
+        _settle(draft, target)
+    except BaseException:
+        if not was_there:
+            data.unlink(missing_ok=True)
+        raise
+    return data.resolve()
 
 
 def _settle(draft: Path, target: Path) -> None:

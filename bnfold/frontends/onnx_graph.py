@@ -155,7 +155,7 @@ class OnnxGraph:
 
     def _visible_values(self) -> Iterator[tuple[Value, Refusal]]:
         graph = self.model.graph
-        for value in ir.convenience.create_value_mapping(graph).values():
+        for value in ir.convenience.create_value_mapping(graph, include_subgraphs=False).values():
             name = value.name or ""
             if value.is_graph_output():
                 yield name, Refusal(Reason.IS_MODEL_OUTPUT, name)

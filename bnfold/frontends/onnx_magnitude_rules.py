@@ -167,21 +167,21 @@ def _clips(tracks: TracksBuilder, node: NodeProto) -> None:
 
 
 def _pads(tracks: TracksBuilder, node: NodeProto) -> None:
-    """Pad: both tracks are padded alike, with |v|; a v that is a stored tensor has the error |v|."""
+    """Pad: both tracks are padded alike, with |v|; a v that is stored, as tensor or attribute, has the error |v|."""
     data = tracks.bound(node.input[0])
     others = [tracks.exact(name, node) if i != 1 else name for i, name in enumerate(node.input[1:])]
     stored = len(others) > 1 and bool(others[1])
     size = np.abs(_stored(tracks, node, 2)) if stored else None
 
-    def apply(x: str, value: np.ndarray[Any, Any] | None, keep: float) -> str:
+    rounded = stored or any(a.name == "value" for a in node.attribute)
+
+    def apply(x: str, value: np.ndarray[Any, Any] | None) -> str:
         inputs = [o if i != 1 or value is None else tracks.constant(value) for i, o in enumerate(others)]
-        attributes = [
-            onnx.helper.make_attribute("value", abs(a.f) * keep) if a.name == "value" else a for a in node.attribute
-        ]
+        attributes = [onnx.helper.make_attribute("value", abs(a.f)) if a.name == "value" else a for a in node.attribute]
         return tracks.node("Pad", [x, *inputs], attributes)
 
-    magnitude = apply(data.magnitude, size, 1.0)
-    error = apply(tracks.error_or_zeros(data), size, 0.0) if stored or data.error else None
+    magnitude = apply(data.magnitude, size)
+    error = apply(tracks.error_or_zeros(data), size) if rounded or data.error else None
     tracks.set_bound(node.output[0], Bound(magnitude, error))
 
 

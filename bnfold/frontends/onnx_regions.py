@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from bnfold.frontends.onnx_constants import Constants
 from bnfold.frontends.onnx_context import is_float
+from bnfold.frontends.onnx_files import in_memory
 from bnfold.frontends.onnx_kernels_run import inlined
 from bnfold.frontends.onnx_shapes import Shapes
 
@@ -22,10 +23,10 @@ class Cutter:
     """One model, ready to be cut; its functions are inlined."""
 
     def __init__(self, model: ir.Model) -> None:
-        proto = ir.to_proto(model)
+        proto = in_memory(model)
         self._model = inlined(proto) if proto.functions else proto
         shapes = Shapes(model)
-        known = ir.convenience.create_value_mapping(model.graph)
+        known = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
         self._dtypes = {name: shapes.dtype(value) for name, value in known.items()}
         graph = self._model.graph
         self._places = {name: i for i, node in enumerate(graph.node) for name in node.output if name}

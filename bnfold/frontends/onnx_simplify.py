@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import MissingPackageError, ModelError
+from bnfold.frontends.onnx_files import in_memory
 
 
 def simplified(model: ir.Model) -> ir.Model:
@@ -20,7 +21,7 @@ def simplified(model: ir.Model) -> ir.Model:
     except ImportError as error:
         raise MissingPackageError("onnxsim is not installed", remedy='pip install "bnfold[sim]"') from error
     try:
-        simpler, _checked = onnxsim.simplify(ir.to_proto(model), skip_fuse_bn=True)
+        simpler, _checked = onnxsim.simplify(in_memory(model), skip_fuse_bn=True)
     except Exception as error:
         what = f"onnxsim cannot simplify the model ({type(error).__name__})"
         raise ModelError(what, remedy="leave out --simplify") from error

@@ -44,7 +44,9 @@ def write(graph: OnnxGraph, plan: FoldPlan) -> Written:
     if graph.model.ir_version < 4:
         editor.initializers_are_inputs()
     positions = {index: graph.constant_position(graph.operators[index]) for index in _constant_operands(plan.bench)}
-    values = {v.name: v for v in ir.convenience.create_value_mapping(graph.model.graph).values()}
+    values = {
+        v.name: v for v in ir.convenience.create_value_mapping(graph.model.graph, include_subgraphs=False).values()
+    }
     for fold in plan.bench.folds:
         _rename(fold, values, editor)
         for operator in fold.source.operators:
