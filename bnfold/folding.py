@@ -5,7 +5,7 @@ The plan is plain data. `inspect` prints it and `fold` writes it, so that the tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +58,15 @@ def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -
     """
     bench = Bench(graph)
     decisions: list[tuple[int, Decision]] = list(_refused(graph, wanted))
-    for run in runs(graph, wanted):
-        for source in compose(run, bench):
-            decisions += [(source.operators[0].index, d) for d in _decisions(source, _settle(bench, source))]
-    ordered = [decision for _, decision in sorted(decisions, key=lambda pair: pair[0])]
+    kept: list[tuple[int, Decision]] = []
+    folds = -1
+    while len(bench.folds) > folds:  # a fold may clear the way for a source that was tried before it
+        folds, kept = len(bench.folds), []
+        for run in runs(graph, wanted):
+            for source, outcome in _settled(bench, run):
+                found = [(source.operators[0].index, d) for d in _decisions(source, outcome)]
+                (kept if isinstance(outcome, tuple) else decisions).extend(found)
+    ordered = [decision for _, decision in sorted((*decisions, *kept), key=lambda pair: pair[0])]
     return FoldPlan((*ordered, *graph.unreachable), bench, _regions(bench))
 
 
@@ -78,6 +83,14 @@ def _refused(graph: FoldGraph, wanted: Callable[[str], bool]) -> list[tuple[int,
         for source in compose(run, bench):
             found += [(source.operators[0].index, Kept(subject, (excluded,))) for subject in source.subjects]
     return found
+
+
+def _settled(bench: Bench, run: tuple[Operator, ...]) -> Iterator[tuple[Source, Fold | tuple[Refusal, ...]]]:
+    """The sources that are left in `run`, each composed when its turn comes: a push changes the constants behind it."""
+    left = tuple(op for op in run if op.index not in bench.removed)
+    while sources := compose(left, bench):
+        yield sources[0], _settle(bench, sources[0])
+        left = tuple(op for op in left if op.index > sources[0].operators[-1].index)
 
 
 def _settle(bench: Bench, source: Source) -> Fold | tuple[Refusal, ...]:
@@ -128,7 +141,8 @@ def _regions(bench: Bench) -> tuple[Region, ...]:
 
 def _along(bench: Bench, fold: Fold) -> set[int]:
     """The operators on the way of a fold, and those of other folds that were taken out along it."""
-    removed = {index for value in (*fold.values, fold.source.output) for index in bench.removed_below(value)}
+    changed = (*fold.values, *(op.outputs[0] for op in fold.source.operators))
+    removed = {index for value in changed if value is not None for index in bench.removed_below(value)}
     return removed | {op.index for op in (*fold.source.operators, *fold.into, *fold.through)}
 
 

@@ -96,7 +96,9 @@ def test_a_result_that_is_much_worse_than_the_original_is_found() -> None:
     assert "is off by" in worse(exact, before, exact * (1 + 100 * 2.0**-24), 2.0**-24)
 
 
-def _model(nodes: list[onnx.NodeProto], shape: list[int], output: str, rank: int, **weights: tuple[int, ...]) -> ModelProto:
+def _model(
+    nodes: list[onnx.NodeProto], shape: list[int], output: str, rank: int, **weights: tuple[int, ...]
+) -> ModelProto:
     rng = np.random.default_rng(1)
     tensors = [
         numpy_helper.from_array((np.abs(rng.normal(size=size)) + 0.5).astype(np.float32), name)
