@@ -137,7 +137,8 @@ def _regions(bench: Bench) -> tuple[Region, ...]:
 
 def _along(bench: Bench, fold: Fold) -> set[int]:
     """The operators on the way of a fold, and those of other folds that were taken out along it."""
-    removed = {index for value in (*fold.values, fold.source.output) for index in bench.removed_below(value)}
+    changed = (*fold.values, *(op.outputs[0] for op in fold.source.operators))
+    removed = {index for value in changed if value is not None for index in bench.removed_below(value)}
     return removed | {op.index for op in (*fold.source.operators, *fold.into, *fold.through)}
 
 

@@ -252,6 +252,8 @@ def pad(b: Builder, x: Value) -> Value:
 
 
 def activation(b: Builder, x: Value) -> Value:
+    if not x.rank:
+        raise Misfit("a scalar")
     match b.pick("Relu", "Relu", "LeakyRelu", "PRelu", "Abs"):
         case "LeakyRelu":
             return b.add("LeakyRelu", [x], alpha=b.pick(0.1, 0.3, -0.5))

@@ -119,6 +119,8 @@ def read_pad(node: ir.Node, context: Context) -> View:
     begins, ends = pads[:rank], pads[rank:]
     if mode in ("reflect", "edge", "wrap"):
         return Pad(begins, ends, None, dtype)
+    if dtype.itemsize > 4 and context.version(node) < 11:
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "the constant is a float32 attribute")
     value = input_at(node, 2)
     constant = context.constants.array(value)
     if mode != "constant" or (value is not None and (constant is None or constant.size != 1)):

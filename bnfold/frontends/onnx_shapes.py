@@ -21,11 +21,10 @@ class Shapes:
     def __init__(self, model: ir.Model, sizes: Mapping[str, tuple[int, ...]] | None = None) -> None:
         """Infer; `sizes` are shapes to assume for inputs, by name."""
         probe = model.clone()
-        _forget(probe)
         for i, value in enumerate(probe.graph.inputs):
             given = (sizes or {}).get(value.name or "")
             value.shape = _named(value.shape, i) if given is None else ir.Shape(given)
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(probe)
+        _infer(probe)
         self._values = {
             v.name: v for v in ir.convenience.create_value_mapping(probe.graph, include_subgraphs=False).values()
         }
@@ -74,6 +73,34 @@ _NUMERIC = frozenset(
         ir.DataType.BOOL,
     )
 )
+
+
+def _infer(model: ir.Model) -> None:
+    """Infer afresh, again after each ConvTranspose at which onnx stops half-way.
+
+    Where `output_shape` is smaller than the input it lists the axes before that one only, and claims a wrong rank.
+    """
+    stopped = True
+    while stopped:
+        _forget(model)
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        stopped = False
+        for node in model.graph.all_nodes():
+            if node.op_type == "ConvTranspose" and "output_shape" in node.attributes and not stopped:
+                stopped = _spelt_out(node, *(None if v is None else v.shape for v in (*node.inputs[:2], *node.outputs)))
+
+
+def _spelt_out(node: ir.Node, data: ir.Shape | None, weight: ir.Shape | None, out: ir.Shape | None) -> bool:
+    """Whether onnx stopped here; if so `output_shape` becomes pads: `output = size - 1 + kernel - pads + extra`."""
+    if data is None or weight is None or out is None or len(out) == len(data):
+        return False
+    axes = zip(data[2:], weight[2:], node.attributes["output_shape"].as_ints()[2 - len(data) :], strict=True)
+    total = [n - 1 + k - o if isinstance(n, int) and isinstance(k, int) else 0 for n, k, o in axes]
+    for name in ("output_shape", "auto_pad", "strides", "dilations"):
+        node.attributes.pop(name, None)
+    node.attributes["pads"] = ir.AttrInt64s("pads", [max(t, 0) for t in total] + [0] * len(total))
+    node.attributes["output_padding"] = ir.AttrInt64s("output_padding", [max(-t, 0) for t in total])
+    return True
 
 
 def _forget(model: ir.Model) -> None:
