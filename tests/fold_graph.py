@@ -56,7 +56,7 @@ class Net:
         self.unreachable: Sequence[Kept] = ()
         self.seen_by_caller: dict[Value, Refusal] = {}
         self._inputs = tuple(feeds)
-        self._runs: dict[int, Run] = {}
+        self.runs: dict[int, Run] = {}
         self._params: dict[int, LinearParams] = {}
         self._constants: dict[int, Array] = {}
 
@@ -77,7 +77,7 @@ class Net:
             self._params[index] = params
         if constant is not None:
             self._constants[index] = np.asarray(constant, np.float64)
-        self._runs[index] = run
+        self.runs[index] = run
         bare = Operator(index, label, type(view).__name__, view, inputs, (), (), (), dtype)
         results = _several(run(bare, self, [self.samples[v] for v in inputs]))
         outputs = tuple(f"{label}.{i}" if i else f"{label}.out" for i in range(len(results)))
@@ -112,6 +112,9 @@ class Net:
     def constant(self, operator: Operator) -> Array:
         return self._constants[operator.index]
 
+    def has_constant(self, operator: Operator) -> bool:
+        return operator.index in self._constants
+
     def affine(self, operator: Operator) -> ChannelAffine:
         assert isinstance(operator.view, BatchNorm)
         return operator.view.affine
@@ -122,13 +125,13 @@ class Net:
         values = {name: self.samples[name] for name in self._inputs}
         for op in self.operators:
             arrays = [values[v] for v in op.inputs]
-            results = [arrays[0]] if op.index in removed else _several(self._runs[op.index](op, held or self, arrays))
+            results = [arrays[0]] if op.index in removed else _several(self.runs[op.index](op, held or self, arrays))
             values.update(zip((v for v in op.outputs if v), results, strict=True))
         return values
 
     def run(self, operator: Operator, held: Net | Bench, arrays: Sequence[Array]) -> list[Array]:
         """The outputs of one operator."""
-        return _several(self._runs[operator.index](operator, held, arrays))
+        return _several(self.runs[operator.index](operator, held, arrays))
 
     # What follows adds one operator each.
 
