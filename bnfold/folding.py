@@ -91,8 +91,6 @@ def _settle(bench: Bench, source: Source) -> Fold | tuple[Refusal, ...]:
     """Take the first of pull and push that is possible, or say why neither is."""
     if not source.placed.affine.is_finite:
         return (Refusal(Reason.STATISTICS_NOT_FINITE, source.operators[0].name, _where_not_finite(source)),)
-    if bench.visible(source.output) is None and not any(bench.uses(source.output)):
-        return (Refusal(Reason.NOTHING_READS_IT, source.output),)
     refusals: list[Refusal] = []
     for search in (pull, push):
         route = search(bench, source)

@@ -173,6 +173,6 @@ def test_a_batchnorm_whose_operands_cross_is_folded_with_its_own_parameters() ->
     assert_fold(parse(_shared(nodes, more=", float[4,3,3,3] v")), folded=2)
 
 
-def test_a_batchnorm_that_nothing_reads_stays_and_stops_no_other() -> None:
+def test_a_batchnorm_that_nothing_reads_is_folded_too_and_stops_no_other() -> None:
     dead = f"a = Conv(x, w) d = BatchNormalization(a, {STATS}) b = Conv(x, w) y = BatchNormalization(b, {STATS2})"
-    assert_fold(parse(_shared(dead, ONE_OUT)), folded=1, kept=[Reason.NOTHING_READS_IT])
+    assert_fold(parse(_shared(dead, ONE_OUT)), folded=2)
