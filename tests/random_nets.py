@@ -80,16 +80,22 @@ class Grower:
         shape = self.net.samples[value].shape
         kept = self._drawn(st.sampled_from(((), (1,), (1,), (3,), (2, 3), (0, 1, 2, 3))))
         values = draw(*(n if a in kept else 1 for a, n in enumerate(shape)), seed=self._seed())
-        return self.net.arithmetic(self._drawn(st.sampled_from(Arithmetic)), value, np.sign(values) * (0.5 + abs(values)))
+        return self.net.arithmetic(
+            self._drawn(st.sampled_from(Arithmetic)), value, np.sign(values) * (0.5 + abs(values))
+        )
 
     def _concat(self, value: Value) -> Value:
         shape = self.net.samples[value].shape
-        fits = [v for v in self.values if np.delete(self.net.samples[v].shape, 1).tolist() == np.delete(shape, 1).tolist()]
+        fits = [
+            v for v in self.values if np.delete(self.net.samples[v].shape, 1).tolist() == np.delete(shape, 1).tolist()
+        ]
         return self.net.concat(1, value, self._drawn(st.sampled_from(fits)))
 
     def _rows(self, value: Value) -> Value:
         shape = self.net.samples[value].shape
-        fits = [v for v in self.values if np.delete(self.net.samples[v].shape, 2).tolist() == np.delete(shape, 2).tolist()]
+        fits = [
+            v for v in self.values if np.delete(self.net.samples[v].shape, 2).tolist() == np.delete(shape, 2).tolist()
+        ]
         return self.net.concat(2, value, self._drawn(st.sampled_from(fits)))
 
     def _average(self, value: Value) -> Value:
@@ -110,7 +116,9 @@ class Grower:
 
     def _pad_channels(self, value: Value) -> Value:
         across = self._drawn(st.integers(0, 1))
-        return self.net.pad(value, Pad((0, 1, across, 0), (0, 1, 0, 0), self._drawn(st.sampled_from((0.0, 1.0))), FLOAT32))
+        return self.net.pad(
+            value, Pad((0, 1, across, 0), (0, 1, 0, 0), self._drawn(st.sampled_from((0.0, 1.0))), FLOAT32)
+        )
 
     def _transpose(self, value: Value) -> Value:
         return self.net.transpose(value, *self._drawn(st.sampled_from(((0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 3, 2)))))
@@ -119,7 +127,9 @@ class Grower:
         """Split, maybe swap, and merge again, as a channel shuffle does; or another shape of rank 4."""
         n, c, h, w = self.net.samples[value].shape
         if c % 2 or self._drawn(st.booleans()):
-            return self.net.reshape(value, *self._drawn(st.sampled_from(((n, c * h, w, 1), (n, c, w, h), (1, n * c, h, w)))))
+            return self.net.reshape(
+                value, *self._drawn(st.sampled_from(((n, c * h, w, 1), (n, c, w, h), (1, n * c, h, w))))
+            )
         halves = self.net.reshape(value, n, 2, c // 2, h, w)
         if self._drawn(st.booleans()):
             halves = self.net.transpose(halves, 0, 2, 1, 3, 4)

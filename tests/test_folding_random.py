@@ -14,7 +14,9 @@ from bnfold.views import BatchNorm
 #: Relative to the largest element, and to 1 where all elements are smaller.
 EXACT = 1e-9
 
-MANY = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+MANY = settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 
 def differ(a: np.ndarray, b: np.ndarray) -> bool:
