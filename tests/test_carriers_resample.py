@@ -92,9 +92,10 @@ def test_a_constant_changes_where_it_becomes_one_number_for_all_channels() -> No
 def test_a_constant_that_would_differ_between_channels_refuses() -> None:
     assert_refuses(pull(padded(SPACE, 0.0), on(1, affine(3))), Reason.SHIFT_MEETS_PADDING)
     assert_refuses(push(padded(SPACE, 0.0), on(1, affine(3))), Reason.SHIFT_MEETS_PADDING)
-    turned = on(1, ChannelAffine([1.0, 1, -1], np.zeros(3)))
-    assert_refuses(pull(padded(SPACE, -INF), turned), Reason.SHIFT_MEETS_PADDING)
-    assert_refuses(push(padded(SPACE, -INF), turned), Reason.SHIFT_MEETS_PADDING)
+    for turned in ([1.0, 1, -1], [-1.0, -1, -1]):  # an infinite constant never changes
+        scale = on(1, ChannelAffine(turned, np.zeros(3)))
+        assert_refuses(pull(padded(SPACE, -INF), scale), Reason.SHIFT_MEETS_PADDING)
+        assert_refuses(push(padded(SPACE, -INF), scale), Reason.SHIFT_MEETS_PADDING)
 
 
 def test_a_scale_of_zero_is_pulled_but_pushed_only_where_the_constant_fits() -> None:
