@@ -42,6 +42,11 @@ def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     site = ConvSite(node, WeightLayout(not transposed, groups), weight, bias)
     per_group = weight.shape[1] * groups
     outputs, inputs = (per_group, weight.shape[0]) if transposed else (weight.shape[0], per_group)
+    rank = context.shapes.rank(data)
+    if groups < 1 or weight.shape[0] % groups or (bias is not None and bias.shape != (outputs,)):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "its weight, bias and groups contradict each other")
+    if rank is not None and rank != weight.ndim:
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"a weight of {weight.ndim} axes for a value of {rank}")
     shift = _transposed_shift(node, weight, context) if transposed else _conv_shift(node, weight, context)
     return ReadLinear(Linear(site.layout, 1, 1, outputs, inputs, weight.dtype, shift), site, data)
 
@@ -78,6 +83,8 @@ def read_gemm(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     layout = WeightLayout(output_first)
     input_axis = int(not transposed[0]) if position == 1 else int(transposed[1])
     outputs, inputs = weight.shape if output_first else weight.shape[::-1]
+    if c is not None and (c.ndim > 2 or (1, 1, *c.shape)[-1 if position == 1 else -2] not in (1, outputs)):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"C of shape {c.shape} for {outputs} outputs")
     view = Linear(layout, input_axis, position, outputs, inputs, weight.dtype)
     return ReadLinear(view, GemmSite(node, layout, position, weight, c), data)
 
