@@ -78,7 +78,8 @@ def inspect(  # noqa: PLR0913
         ModelError: The file is not an ONNX model that can be read.
         MissingPackageError: onnxsim is wanted and not installed.
     """
-    original, name, notes = _opened(model, simplify)
+    given, name = _opened(model)
+    original, notes = _prepared(given, simplify, keep_overridable)
     planned = plan(OnnxGraph(original, keep_overridable=keep_overridable, readers=readers), _selection(only, keep))
     return Report(name, planned.decisions, _size(original), notes=notes)
 
@@ -117,7 +118,8 @@ def fold(  # noqa: PLR0913
         VerificationError: The folded model is not equivalent; its `report` says where.
         MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
     """
-    original, name, notes = _opened(model, simplify)
+    given, name = _opened(model)
+    original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()
     graph = OnnxGraph(folded, keep_overridable=keep_overridable, readers=readers)
     planned = plan(graph, _selection(only, keep))
@@ -127,7 +129,7 @@ def fold(  # noqa: PLR0913
     report = Report(name, planned.decisions, _size(original), _size(folded), notes=notes)
     if verify:
         check = _Check(providers, shapes, seed, progress)
-        checked = Verification(check.local(original, folded, graph, planned), check.quick(original, folded))
+        checked = Verification(check.local(original, folded, graph, planned), check.quick(given, folded))
         report = Report(name, planned.decisions, report.before, report.after, checked, notes)
         _demand(report)
     record(folded, planned, report.verification.providers if report.verification else ())
@@ -147,20 +149,24 @@ def verify(  # noqa: PLR0913
 
     Args and errors as `fold`; a difference is no error here but in the result.
     """
-    old, new = (_opened(model, simplify=False)[0] for model in (before, after))
+    old, new = (_opened(model)[0] for model in (before, after))
     return Verification((), _Check(providers, shapes, seed, progress).quick(old, new))
 
 
-def _opened(model: ModelLike, simplify: bool) -> tuple[ir.Model, str, tuple[str, ...]]:
-    """The model, its name for the report, and what was done to it."""
+def _opened(model: ModelLike) -> tuple[ir.Model, str]:
+    """The model, and its name for the report."""
     opened = model if isinstance(model, ir.Model) else load(model)
-    name = (opened.graph.name or "model") if isinstance(model, ir.Model) else Path(model).name
+    return opened, (opened.graph.name or "model") if isinstance(model, ir.Model) else Path(model).name
+
+
+def _prepared(given: ir.Model, simplify: bool, keep_overridable: bool) -> tuple[ir.Model, tuple[str, ...]]:
+    """The model that is folded, and what was done to it."""
     if not simplify:
-        return opened, name, ()
+        return given, ()
     from bnfold.frontends.onnx_simplify import simplified  # noqa: PLC0415  # an extra
 
-    simpler = simplified(opened)
-    return simpler, name, (f"onnxsim left {len(simpler.graph)} of {len(opened.graph)} nodes",)
+    simpler = simplified(given, keep_overridable=keep_overridable)
+    return simpler, (f"onnxsim left {len(simpler.graph)} of {len(given.graph)} nodes",)
 
 
 def _selection(only: str | None, keep: str | None) -> Callable[[str], bool]:
