@@ -81,7 +81,7 @@ def inspect(  # noqa: PLR0913
         MissingPackageError: onnxsim is wanted and not installed.
     """
     given, name = _opened(model)
-    original, notes = _prepared(given, simplify)
+    original, notes = _prepared(given, simplify, keep_overridable)
     planned = plan(OnnxGraph(original, keep_overridable=keep_overridable, readers=readers), _selection(only, keep))
     return Report(name, planned.decisions, _size(original), notes=notes)
 
@@ -123,7 +123,7 @@ def fold(  # noqa: PLR0913
     for provider in providers if verify else ():
         require(provider)
     given, name = _opened(model)
-    original, notes = _prepared(given, simplify)
+    original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()
     graph = OnnxGraph(folded, keep_overridable=keep_overridable, readers=readers)
     planned = plan(graph, _selection(only, keep))
@@ -164,11 +164,11 @@ def _opened(model: ModelLike) -> tuple[ir.Model, str]:
     return load(model), Path(model).name
 
 
-def _prepared(given: ir.Model, simplify: bool) -> tuple[ir.Model, tuple[str, ...]]:
+def _prepared(given: ir.Model, simplify: bool, keep_overridable: bool) -> tuple[ir.Model, tuple[str, ...]]:
     """The model to fold, and what was done to it; end to end it is still compared with the one that was given."""
     if not simplify:
         return given, ()
-    simpler = simplified(given)
+    simpler = simplified(given, keep_overridable=keep_overridable)
     return simpler, (f"onnxsim left {len(simpler.graph)} of {len(given.graph)} nodes",)
 
 

@@ -122,7 +122,8 @@ def _check(cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, A
         sizes_of_terms = [evaluate(model, _of(model, {k: np.abs(v) for k, v in feeds.items()})) for model in bounds]
         for name in outputs:
             terms = [np.asarray(s[name], np.float64) for s in sizes_of_terms]
-            bound = roundoff * terms[1] + slack * (terms[0] + terms[1])
+            same = terms[0].shape == terms[1].shape
+            bound = roundoff * terms[1] + slack * (terms[0] + terms[1]) if same else np.zeros(())
             ratio = _ratio(results[0][name], results[1][name], bound)
             if not ratio <= worst:
                 worst, tensor = ratio, name

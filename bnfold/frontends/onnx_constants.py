@@ -52,7 +52,8 @@ class Constants:
         if node is None:
             return None if value.const_value is None else value.const_value.numpy()
         if id(value) not in self._computed:
-            self._computed[id(value)] = self._compute(node)
+            with np.errstate(all="ignore"):  # a constant that overflows is no news for the reader's terminal
+                self._computed[id(value)] = self._compute(node)
         return self._computed[id(value)]
 
     def overridable(self, value: ir.Value) -> bool:

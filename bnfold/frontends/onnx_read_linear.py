@@ -44,6 +44,9 @@ def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     if groups < 1 or weight.shape[0] % groups or (bias is not None and bias.shape != (outputs,)):
         return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "weight, bias and groups contradict each other")
     site = ConvSite(node, WeightLayout(not transposed, groups), weight, bias)
+    rank = context.shapes.rank(data)
+    if rank is not None and rank != weight.ndim:
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"a weight of {weight.ndim} axes for a value of {rank}")
     shift = _transposed_shift(node, weight, context) if transposed else _conv_shift(node, weight, context)
     return ReadLinear(Linear(site.layout, 1, 1, outputs, inputs, weight.dtype, shift), site, data)
 

@@ -9,8 +9,8 @@ from bnfold.errors import MissingPackageError, ModelError
 from bnfold.frontends.onnx_files import in_memory
 
 
-def simplified(model: ir.Model) -> ir.Model:
-    """What onnxsim makes of `model`, every BatchNorm kept.
+def simplified(model: ir.Model, *, keep_overridable: bool = False) -> ir.Model:
+    """What onnxsim makes of `model`, every BatchNorm kept, and on request what a caller may override.
 
     Raises:
         MissingPackageError: onnxsim is not installed.
@@ -21,7 +21,8 @@ def simplified(model: ir.Model) -> ir.Model:
     except ImportError as error:
         raise MissingPackageError("onnxsim is not installed", remedy='pip install "bnfold[sim]"') from error
     try:
-        simpler, _checked = onnxsim.simplify(in_memory(model), skip_fuse_bn=True)
+        proto = in_memory(model)
+        simpler, _checked = onnxsim.simplify(proto, skip_fuse_bn=True, mutable_initializer=keep_overridable)
     except Exception as error:
         what = f"onnxsim cannot simplify the model ({type(error).__name__})"
         raise ModelError(what, remedy="leave out --simplify") from error

@@ -1,0 +1,150 @@
+"""The local test catches what is wrong, names the BatchNorm, and lets right folds pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx_models import PARAMETERS, STATS, parse
+
+from bnfold.folding import FoldPlan, plan
+from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.frontends.onnx_write import write
+from bnfold.localcheck import LocalCheck, local_check
+from bnfold.verification import Verification
+
+CONV = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, float[4] k, {PARAMETERS}>
+    {{ c = Conv <pads=[1,1,1,1]> (x, w, k) b = BatchNormalization(c, {STATS}) y = Relu(b) }}"""
+PUSHED = f"""(float[N,4,8,8] x) => (float[A,B,C,D] y) <float[4,4,3,3] w, float[4] k, {PARAMETERS}>
+    {{ b = BatchNormalization(x, {STATS}) y = Conv(b, w, k) }}"""
+POOLED = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, float[4] k, {PARAMETERS}>
+    {{ c = Conv(x, w, k) d = AveragePool <kernel_shape=[2,2], strides=[2,2]> (c) b = BatchNormalization(d, {STATS})
+       y = Relu(b) }}"""
+TRANSPOSED = CONV.replace("Conv <pads=[1,1,1,1]>", "ConvTranspose <group=1, strides=[2,2]>").replace(
+    "float[4,3,3,3] w", "float[3,4,3,3] w"
+)
+GEMM = f"""(float[N,5] x) => (float[A,B] y) <float[5,4] w, float[4] k, {PARAMETERS}>
+    {{ c = Gemm <alpha=0.5, beta=2.0> (x, w, k) b = BatchNormalization(c, {STATS}) y = Relu(b) }}"""
+CASES = {"conv": CONV, "pushed": PUSHED, "pooled": POOLED, "transposed": TRANSPOSED, "gemm": GEMM}
+
+
+def folded(text: str, kind: str = "float") -> tuple[ir.Model, ir.Model, OnnxGraph, FoldPlan]:
+    before = ir.from_proto(parse(text.replace("float", kind)))
+    after = before.clone()
+    graph = OnnxGraph(after)
+    planned = plan(graph)
+    spans = graph.spans()
+    write(graph, planned)
+    assert len(planned.bench.folds) == 1
+    graph.spans = lambda: spans  # type: ignore[method-assign]  # the graph has changed under the reader
+    return before, after, graph, planned
+
+
+def checked(
+    text: str, change: Callable[[dict[str, np.ndarray]], None] = lambda _: None, kind: str = "float"
+) -> LocalCheck:
+    before, after, graph, planned = folded(text, kind)
+    initializers = after.graph.initializers
+    arrays = {name: np.array(v.const_value.numpy()) for name, v in initializers.items() if v.const_value is not None}
+    change(arrays)
+    for name, array in arrays.items():
+        initializers[name].const_value = ir.Tensor(array, name=name)
+    (result,) = local_check(before, after, planned, graph.spans())
+    return result
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ["float", "float16", "double"])
+def test_a_right_fold_is_within_its_bound(case: str, kind: str) -> None:
+    result = checked(CASES[case], kind=kind)
+    assert result.passed
+    assert not result.failed
+    assert result.ratio is not None
+    # The bound is not so wide that it would take anything; in double it is mostly the arithmetic's own rounding.
+    assert (1e-4 if kind == "double" else 0.05) < result.ratio <= 1
+
+
+def _nudge_one_weight(arrays: dict[str, np.ndarray], step: float) -> None:
+    weight = arrays["w_folded"]
+    median = np.argsort(np.abs(weight).ravel())[weight.size // 2]
+    weight.ravel()[median] += weight.dtype.type(step * np.abs(weight).max())
+
+
+def _drop_the_bias(arrays: dict[str, np.ndarray]) -> None:
+    arrays["k_folded"][:] = 0
+
+
+def _swap_two_channels(arrays: dict[str, np.ndarray]) -> None:
+    arrays["k_folded"][[0, 1]] = arrays["k_folded"][[1, 0]]
+
+
+def _forget_one_scale(arrays: dict[str, np.ndarray]) -> None:
+    arrays["w_folded"][1] *= arrays["w_folded"].dtype.type(1.01)
+
+
+def _negate(arrays: dict[str, np.ndarray]) -> None:
+    arrays["w_folded"][0] *= -1
+
+
+def _spoil(arrays: dict[str, np.ndarray]) -> None:
+    arrays["w_folded"].ravel()[3] = np.nan
+
+
+WRONGS = {
+    "one weight off": lambda a: _nudge_one_weight(a, max(1e-3, 16 * float(np.finfo(a["w_folded"].dtype).eps) / 2)),
+    "one weight off the other way": lambda a: _nudge_one_weight(
+        a, -max(1e-3, 16 * float(np.finfo(a["w_folded"].dtype).eps) / 2)
+    ),
+    "no bias": _drop_the_bias,
+    "wrong channel": _swap_two_channels,
+    "one scale": _forget_one_scale,
+    "sign": _negate,
+    "NaN": _spoil,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("wrong", WRONGS)
+@pytest.mark.parametrize("kind", ["float", "float16", "double"])
+def test_a_wrong_fold_is_caught_and_the_batchnorm_named(case: str, wrong: str, kind: str) -> None:
+    result = checked(CASES[case], WRONGS[wrong], kind)
+    assert result.failed
+    assert result.batchnorms == ("b",)
+    verification = Verification((result,), ())
+    assert verification.failed
+    assert not verification.passed
+    assert verification.culprit.startswith(f"the fold of b is wrong at {result.tensor} (")
+
+
+def test_a_result_of_another_shape_is_caught() -> None:
+    def wrong_shape(arrays: dict[str, np.ndarray]) -> None:
+        arrays["w_folded"] = arrays["w_folded"][:, :, :2]
+
+    assert checked(CONV, wrong_shape).failed
+
+
+def test_a_region_that_cannot_be_run_is_neither_passed_nor_failed() -> None:
+    before, after, graph, planned = folded(POOLED.replace("float[N,3,8,8]", "float[N,3,H,W]"))
+    (result,) = local_check(before, after, planned, graph.spans(), shapes={"x": (1, 3, 2, 2)})
+    assert not result.passed
+    assert not result.failed
+    assert "could not be run by itself" in Verification((result,), ()).doubt
+
+
+def test_every_region_of_two_folds_is_checked_and_only_the_wrong_one_named() -> None:
+    text = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, float[4,4,3,3] v, {PARAMETERS}>
+        {{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) r = Relu(b) d = Conv(r, v)
+           e = BatchNormalization(d, {STATS}) y = Relu(e) }}"""
+    before = ir.from_proto(parse(text))
+    after = before.clone()
+    graph = OnnxGraph(after)
+    planned, spans = plan(graph), graph.spans()
+    write(graph, planned)
+    value = after.graph.initializers["v_folded"]
+    assert value.const_value is not None
+    value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(1.001), name="v_folded")
+    results = list(local_check(before, after, planned, spans))
+    assert [(r.batchnorms, r.passed) for r in results] == [(("b",), True), (("e",), False)]
+    assert "the fold of e is wrong" in Verification(tuple(results), ()).culprit

@@ -1,0 +1,125 @@
+"""The float64 oracle: it clears what is rounding, and nothing else, and is not believed where it is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx_models import PARAMETERS, STATS, parse, proto
+
+import bnfold
+from bnfold import oracle
+from bnfold.errors import ModelError
+from bnfold.oracle import ERROR_FACTOR, ERROR_ROUNDINGS, judge, settle
+from bnfold.quickcheck import QuickCheck, quick_check
+
+U = 2.0**-24
+TEXT = f"""(float[N,3,8,8] x) => (float[N,4,6,6] y) <float[4,3,3,3] w, {PARAMETERS}>
+    {{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) y = Relu(b) }}"""
+
+
+def _truth() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((2, 4, 5))
+
+
+def test_a_result_as_accurate_as_the_original_passes() -> None:
+    truth = _truth()
+    original = truth + 1e-7
+    assert judge(truth, original, original, U).folded <= 1 / ERROR_FACTOR
+    assert judge(truth, original, truth, U).folded == 0
+    assert judge(truth, original, truth + 3.9e-7, U).folded < 1
+
+
+@pytest.mark.parametrize("channel", range(4))
+def test_one_channel_that_is_less_accurate_fails(channel: int) -> None:
+    truth = _truth()
+    folded = truth + 1e-7
+    folded[1, channel, 2] += 1e-4
+    assert judge(truth, truth + 1e-7, folded, U).folded > 1
+
+
+def test_64_roundings_of_the_channels_scale_are_granted_and_no_more() -> None:
+    truth = _truth()
+    scale = np.abs(truth).max(axis=(0, 2), keepdims=True)
+    for part, passes in ((0.99, True), (1.01, False)):
+        folded = truth + part * ERROR_ROUNDINGS * U * scale
+        assert (judge(truth, truth, folded, U).folded <= 1) == passes
+
+
+def test_a_channel_in_which_the_original_is_exact_by_chance_gets_the_median_channels_error() -> None:
+    truth = _truth() * 1e-9
+    original = truth + 1e-7
+    original[:, 0] = truth[:, 0]
+    assert judge(truth, original, truth + 1e-7, U).folded <= 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_result_that_is_not_finite_never_passes(bad: float) -> None:
+    truth = _truth()
+    folded = truth.copy()
+    folded[0, 0, 0] = bad
+    assert not judge(truth, truth, folded, U).folded <= 1
+    assert not judge(truth, folded, truth, U).original < 1
+
+
+def test_a_tensor_of_one_axis_or_none_is_one_channel() -> None:
+    assert judge(np.ones(3), np.ones(3), np.ones(3), U).folded == 0
+    assert judge(np.ones(()), np.ones(()), 2 * np.ones(()), U).folded > 1
+
+
+def _doubtful(scale: float = 1.0) -> tuple[QuickCheck, bnfold.FoldResult, ir.Model]:
+    """A check in which every tensor is said to have failed, of a fold whose weights are off by `scale`."""
+    before = ir.from_proto(parse(TEXT))
+    result = bnfold.fold(before, verify=False)
+    value = result.model.graph.initializers["w_folded"]
+    assert value.const_value is not None
+    value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(scale), name="w_folded")
+    check = quick_check(proto(before), proto(result.model))
+    outputs, inner = (
+        tuple(replace(c, passed=False, error=9.0) for c in group) for group in (check.comparisons, check.inner)
+    )
+    return replace(check, comparisons=outputs, inner=inner, failed=True, first_divergence="b"), result, before
+
+
+def test_a_right_fold_is_cleared() -> None:
+    check, result, before = _doubtful()
+    assert check.failed
+    told: list[str] = []
+    settled = settle(check, proto(before), proto(result.model), seed=0, progress=told.append)
+    assert settled.passed
+    assert settled.first_divergence is None
+    assert told == ["asking the float64 oracle about 2 tensors"]
+    assert "2 of 2 differences are rounding, by the float64 oracle." in settled.notes
+
+
+def test_a_wrong_fold_is_not() -> None:
+    check, result, before = _doubtful(1.001)
+    settled = settle(check, proto(before), proto(result.model), seed=0)
+    assert settled.failed
+    assert settled.first_divergence == "b"
+
+
+def test_an_oracle_that_disagrees_with_the_original_clears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, result, before = _doubtful()
+    right = oracle.evaluate
+
+    def wrong(*args: object) -> dict[str, np.ndarray]:
+        return {name: value + 1 for name, value in right(*args).items()}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(oracle, "evaluate", wrong)
+    assert settle(check, proto(before), proto(result.model), seed=0).failed
+
+
+def test_without_an_oracle_the_check_stays_as_it_was_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, result, before = _doubtful()
+
+    def refuses(*_: object) -> None:
+        raise ModelError("TopK cannot be computed in float64")
+
+    monkeypatch.setattr(oracle, "in_float64", refuses)
+    settled = settle(check, proto(before), proto(result.model), seed=0)
+    assert settled.failed
+    assert settled.notes[-1] == "There is no oracle for the differences: TopK cannot be computed in float64."
+    assert settled.comparisons == check.comparisons
