@@ -94,6 +94,7 @@ C8 = PlacedAffine.on_axis(affine(8), 1)
         (("N", 8, 4), ("M", 8, 4), (1,)),  # from the right; then N = M
         (("N", 8, 4), ("N", 4, 8), (1, 2)),  # not one axis any more
         ((2, 8, 0), (2, 0), None),  # no elements
+        (("N", 8, 3), ("N", 5, 4), None),  # shapes that contradict each other
     ],
 )
 def test_an_axis_is_followed_where_that_is_proven(old: Shape, new: Shape, axes: tuple[int, ...] | None) -> None:
