@@ -22,22 +22,18 @@ from tests.random_graphs import random_graph
 SHARE = 300
 EVERY = 5  # so many of which run on onnxruntime too
 
-#: A fold of the folded model may fold a constant chain that a BatchNorm, folded later, had kept the first time.
-KNOWN: frozenset[int] = frozenset({202})
-
 
 @pytest.mark.parametrize("first", range(0, SHARE, 10))
 def test_the_fold_of_a_random_graph_is_exact_named_rightly_idempotent_and_deterministic(first: int) -> None:
     for seed in range(first, first + 10):
         found = examine(random_graph(seed), runtime=seed % EVERY == 0)
-        assert seed in KNOWN or not found.failures, (seed, found.failures)
+        assert not found.failures, (seed, found.failures)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(1000, 100_000), size=st.integers(3, 22))
 def test_the_fold_of_a_graph_of_any_size_is_exact(seed: int, size: int) -> None:
-    failures = examine(random_graph(seed, size)).failures
-    assert [f for f in failures if "a fold of the folded model" not in f] == []
+    assert examine(random_graph(seed, size)).failures == []
 
 
 def test_the_graphs_are_a_pure_function_of_the_seed() -> None:
@@ -49,7 +45,7 @@ def test_the_graphs_are_a_pure_function_of_the_seed() -> None:
 
 def test_the_graphs_are_valid_and_use_every_operator_that_the_rules_know() -> None:
     kinds: Counter[str] = Counter()
-    for seed in range(SHARE):
+    for seed in range(2 * SHARE):
         model = random_graph(seed).model
         onnx.checker.check_model(model, full_check=True)
         kinds.update({f"opset {model.opset_import[0].version}": 1})
@@ -152,5 +148,53 @@ def test_a_conv_transpose_whose_output_shape_is_smaller_than_its_input_keeps_its
     model = _model(nodes, [2, 3, 6, 6], "y", 4, w=(3, 4, 1, 1), m=(4, 4), **_NORM)
     assert Shapes(ir.from_proto(model)).by_name("c") == (2, 4, 4, 4)
     feeds = {"x": np.random.default_rng(2).normal(size=(2, 3, 6, 6))}
-    old, new = (evaluate(in_float64(m), feeds)["y"] for m in (model, _folded(model)))
-    assert not difference(old, new)
+    assert _agrees(in_float64(model), feeds)
+
+
+def _constant(op_type: str, x: str, c: str, y: str) -> onnx.NodeProto:
+    return helper.make_node(op_type, [x, c], [y], name=op_type.lower())
+
+
+def test_a_push_into_the_constants_of_its_own_run_is_seen_by_the_rest_of_the_run() -> None:
+    # seeds 3479, 6092 and 6878: Sub and Mul were composed before Div had been pushed through them
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        _constant("Div", "a", "d", "b"),
+        _constant("Sub", "b", "s", "e"),
+        _constant("Mul", "e", "m", "f"),
+        helper.make_node("Conv", ["f", "k"], ["y"]),
+    ]
+    model = in_float64(_model(nodes, [1, 6, 3], "y", 3, w=(3, 5), d=(1, 6, 1), s=(5,), m=(5,), k=(3, 6, 1)))
+    assert _agrees(model, {"x": np.random.default_rng(3).normal(size=(1, 6, 3))})
+
+
+def test_a_source_that_a_batchnorm_stood_before_folds_once_that_is_gone() -> None:
+    # seed 202: a second fold of the folded model folded the Mul, which the first had kept
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        _constant("Mul", "a", "m", "b"),
+        _constant("Sub", "b", "s", "c"),
+        _batch_norm("c", "d"),
+        helper.make_node("Transpose", ["d"], ["e"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["e", "v"], ["y"]),
+    ]
+    model = in_float64(_model(nodes, [1, 2, 6, 3], "y", 4, w=(4, 2, 2, 2), m=(2,), s=(2,), v=(3, 2, 1, 1), **_NORM))
+    assert [type(d) for d in bnfold.fold(ir.from_proto(model), verify=False).decisions] == [Folded, Folded]
+    assert _agrees(model, {"x": np.random.default_rng(4).normal(size=(1, 2, 6, 3))})
+
+
+def test_the_padding_of_a_float64_model_before_opset_11_is_no_carrier() -> None:
+    # seed 2622: its constant is a float32 attribute, and a new one lost half of its digits
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Pad", ["a"], ["b"], pads=[0, 0, 0, 0, 0, 0, 0, 2], value=-1.0),
+        _batch_norm("b", "y"),
+    ]
+    model = in_float64(_model(nodes, [1, 2, 4, 4], "y", 4, w=(1, 2, 1, 1), **dict.fromkeys(_NORM, (1,))))
+    model.opset_import[0].version = 10
+    assert _agrees(model, {"x": np.random.default_rng(5).normal(size=(1, 2, 4, 4))})
+
+
+def _agrees(model: ModelProto, feeds: dict[str, np.ndarray]) -> bool:
+    old, new = (evaluate(m, feeds)["y"] for m in (model, _folded(model)))
+    return not difference(old, new)
