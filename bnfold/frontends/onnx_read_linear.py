@@ -28,27 +28,26 @@ class ReadLinear:
 def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     """Conv and ConvTranspose of any rank and any groups."""
     data, weight_value, bias_value = (input_at(node, i) for i in range(3))
-    if data is None or weight_value is None:
-        return barrier(node, Reason.WEIGHTS_NOT_CONSTANT)
     weight, bias = context.constants.array(weight_value), context.constants.array(bias_value)
-    if weight is None:
-        return Barrier(context.constants.why_not(weight_value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
-    if bias is None and bias_value is not None:
-        return Barrier(context.constants.why_not(bias_value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
-    if weight.ndim < 3 or not is_float(weight.dtype):
-        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"weight of shape {weight.shape}, {weight.dtype}")
-    transposed = node.op_type == "ConvTranspose"
-    groups = int_attr(node, "group", 1)
+    for value, array in ((weight_value, weight), (bias_value, bias)):
+        if value is not None and array is None:
+            return Barrier(context.constants.why_not(value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
+    transposed, groups = node.op_type == "ConvTranspose", int_attr(node, "group", 1)
+    if data is None or weight is None or not _is_convolution(weight, groups, context.shapes.rank(data)):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "its weight, groups and input contradict each other")
     per_group = weight.shape[1] * groups
     outputs, inputs = (per_group, weight.shape[0]) if transposed else (weight.shape[0], per_group)
-    if groups < 1 or weight.shape[0] % groups or (bias is not None and bias.shape != (outputs,)):
-        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "weight, bias and groups contradict each other")
+    if bias is not None and bias.shape != (outputs,):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"a bias of shape {bias.shape} for {outputs} channels")
     site = ConvSite(node, WeightLayout(not transposed, groups), weight, bias)
-    rank = context.shapes.rank(data)
-    if rank is not None and rank != weight.ndim:
-        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"a weight of {weight.ndim} axes for a value of {rank}")
     shift = _transposed_shift(node, weight, context) if transposed else _conv_shift(node, weight, context)
     return ReadLinear(Linear(site.layout, 1, 1, outputs, inputs, weight.dtype, shift), site, data)
+
+
+def _is_convolution(weight: npt.NDArray[Any], groups: int, rank: int | None) -> bool:
+    """A floating-point kernel that divides into the groups and has as many axes as the input, where that is known."""
+    divides = weight.ndim >= 3 and groups >= 1 and weight.shape[0] % groups == 0
+    return divides and is_float(weight.dtype) and rank in (None, weight.ndim)
 
 
 def _conv_shift(node: ir.Node, weight: npt.NDArray[Any], context: Context) -> Refusal | None:
