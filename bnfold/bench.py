@@ -27,6 +27,7 @@ class Fold:
         direction: The way its affine went.
         into: The operators that absorbed it.
         through: The operators that passed it on.
+        beside: Further readers of values that changed, which see no difference.
         values: The values whose meaning it changed.
     """
 
@@ -34,6 +35,7 @@ class Fold:
     direction: Direction
     into: tuple[Operator, ...]
     through: tuple[Operator, ...]
+    beside: tuple[Operator, ...]
     values: frozenset[Value]
 
 

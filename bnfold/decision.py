@@ -65,6 +65,8 @@ class Reason(Enum):
     SHIFT_MEETS_PADDING = "the shift would be missing in the padding"
     #: f(s*x + t) is not an affine of f(x) when t != 0.
     SHIFT_MEETS_ACTIVATION = "a shift does not pass through the activation"
+    #: s*x + z is not an affine of x + z.
+    SCALE_IS_ON_ONE_OPERAND = "only one operand of the sum carries the scale"
     #: The shift meets a product with something that is not constant per channel.
     SHIFT_MEETS_PRODUCT = "a shift does not pass through the product"
     #: Max and the activations turn over with a negative scale.

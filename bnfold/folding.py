@@ -97,7 +97,14 @@ def _settle(bench: Bench, source: Source) -> Fold | tuple[Refusal, ...]:
         against = route if isinstance(route, Refusal) else objection(bench, source, route)
         if against is None:
             assert isinstance(route, Route)
-            fold = Fold(source, route.direction, tuple(route.into), tuple(route.through), frozenset(route.values))
+            fold = Fold(
+                source,
+                route.direction,
+                tuple(route.into),
+                tuple(route.through),
+                tuple(route.beside),
+                frozenset(route.values),
+            )
             bench.apply(fold, route.edits)
             return fold
         refusals.append(against)
@@ -137,7 +144,7 @@ def _along(bench: Bench, fold: Fold) -> set[int]:
     """The operators on the way of a fold, and those of other folds that were taken out along it."""
     changed = (*fold.values, *(op.outputs[0] for op in fold.source.operators))
     removed = {index for value in changed if value is not None for index in bench.removed_below(value)}
-    return removed | {op.index for op in (*fold.source.operators, *fold.into, *fold.through)}
+    return removed | {op.index for op in (*fold.source.operators, *fold.into, *fold.through, *fold.beside)}
 
 
 def _region(graph: FoldGraph, indices: list[int], names: tuple[str, ...]) -> Region:

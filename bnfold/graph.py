@@ -152,6 +152,10 @@ class Step:
     edits: tuple[Edit, ...] = ()
 
 
+#: What a rule may answer: what it would do, several ways of which one is enough, or why it does nothing.
+Answer: TypeAlias = Step | tuple[Step, ...] | Refusal
+
+
 class Pending(Protocol):
     """The constants as the folds so far have left them; what a carrier may ask besides the operator itself."""
 

@@ -11,8 +11,12 @@ from dataclasses import dataclass, field
 from bnfold import carriers
 from bnfold.bench import Bench
 from bnfold.decision import Direction, Reason, Refusal
-from bnfold.graph import Edit, Operator, PlacedAffine, Step, Value
+from bnfold.graph import Edit, Operator, PlacedAffine, Step, Use, Value
 from bnfold.sources import Source
+from bnfold.views import Select
+
+#: How many values a pull looks at before it gives up; only nested sums of variables come near.
+MAX_STEPS = 1024
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Route:
         direction: "pull" or "push".
         into: The operators that absorb, in the order in which they were reached.
         through: The operators that pass it on.
+        beside: Further readers of a value that changes, which pick none of what changes in it.
         edits: What they would change.
         values: The values whose meaning would change.
     """
@@ -30,6 +35,7 @@ class Route:
     direction: Direction
     into: list[Operator] = field(default_factory=list)
     through: list[Operator] = field(default_factory=list)
+    beside: list[Operator] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     values: set[Value] = field(default_factory=set)
 
@@ -39,45 +45,93 @@ class Route:
         self.edits.extend(step.edits)
 
 
-def pull(bench: Bench, source: Source) -> Route | Refusal:
-    """The route from `source` to the producers of its input."""
-    route = Route("pull")
-    wanted: dict[Value, list[PlacedAffine]] = {bench.root(source.input): [source.placed]}
-    edges = {bench.root(source.input): {(source.operators[0].index, 0)}}
-    while wanted:
-        value = max(wanted, key=lambda v: -1 if (p := bench.producer(v)) is None else p.index)
-        step = _pull_through(bench, value, wanted.pop(value), edges[value])
-        if isinstance(step, Refusal):
-            return step
-        producer = bench.producer(value)
-        assert producer is not None
-        route.took(producer, step)
-        route.values.add(value)
+@dataclass
+class _Search:
+    """A pull that is under way: what is asked of which value, by which edges, and the route so far."""
+
+    route: Route
+    wanted: dict[Value, list[PlacedAffine]]
+    edges: dict[Value, set[tuple[int, int]]]
+
+    def fork(self) -> _Search:
+        """The same search, to be continued in another way."""
+        old = self.route
+        route = Route("pull", [*old.into], [*old.through], [*old.beside], [*old.edits], {*old.values})
+        wanted = {value: list(placed) for value, placed in self.wanted.items()}
+        return _Search(route, wanted, {value: set(edges) for value, edges in self.edges.items()})
+
+    def went(self, bench: Bench, value: Value, producer: Operator, step: Step) -> _Search:
+        """The search after the producer of `value` took `step`."""
+        self.route.took(producer, step)
+        self.route.values.add(value)
         for position, placed in step.placed.items():
             if not placed.affine.is_identity:
                 read = bench.root(producer.inputs[position])
-                wanted.setdefault(read, []).append(placed)
-                edges.setdefault(read, set()).add((producer.index, position))
-    return route
+                self.wanted.setdefault(read, []).append(placed)
+                self.edges.setdefault(read, set()).add((producer.index, position))
+        return self
 
 
-def _pull_through(
-    bench: Bench, value: Value, wanted: list[PlacedAffine], edges: set[tuple[int, int]]
-) -> Step | Refusal:
-    """What the producer of `value` answers, if the value may change at all."""
-    if (refusal := bench.visible(value)) is not None:
-        return refusal
-    others = [u.operator.name for u in bench.uses(value) if (u.operator.index, u.position) not in edges]
-    if others:
-        return Refusal(Reason.VALUE_HAS_OTHER_READERS, value, f"read by {others[0]}{_more(others)}")
-    if not all(placed.equals(wanted[0]) for placed in wanted):
-        return Refusal(Reason.READERS_DISAGREE, value)
+def pull(bench: Bench, source: Source) -> Route | Refusal:
+    """The route from `source` to the producers of its input; where there are several ways, the first that is legal."""
+    start = bench.root(source.input)
+    edges = {(source.operators[0].index, 0)}
+    searches = [_Search(Route("pull"), {start: [source.placed]}, {start: edges})]
+    refusal: Refusal | None = None
+    for _ in range(MAX_STEPS):
+        search = searches.pop()
+        if not search.wanted:
+            return search.route
+        ways = _ways(bench, search)
+        if isinstance(ways, Refusal):
+            refusal = refusal or ways
+        else:
+            searches += reversed(ways)
+        if not searches:
+            break
+    assert refusal is not None
+    return refusal
+
+
+def _ways(bench: Bench, search: _Search) -> list[_Search] | Refusal:
+    """How the search can go on at the last value that is asked for anything."""
+    value = max(search.wanted, key=lambda v: -1 if (p := bench.producer(v)) is None else p.index)
+    wanted = search.wanted.pop(value)
+    beside = _beside(bench, value, wanted, search.edges[value])
+    if isinstance(beside, Refusal):
+        return beside
+    search.route.beside += beside
     producer = bench.producer(value)
     if producer is None:
         return Refusal(Reason.READS_MODEL_INPUT, value)
-    if producer.outputs[0] != value:
-        return Refusal(Reason.OPERATOR_IS_NOT_LINEAR, producer.name)
-    return carriers.pull(producer, wanted[0], bench)
+    answer = carriers.pull(producer, wanted[0], bench, producer.outputs.index(value))
+    if isinstance(answer, Refusal):
+        return answer
+    steps = answer if isinstance(answer, tuple) else (answer,)
+    return [search.fork().went(bench, value, producer, step) for step in steps]
+
+
+def _beside(
+    bench: Bench, value: Value, wanted: list[PlacedAffine], edges: set[tuple[int, int]]
+) -> list[Operator] | Refusal:
+    """The readers that are not on the way and see no difference, if `value` may change at all."""
+    if (refusal := bench.visible(value)) is not None:
+        return refusal
+    if not all(placed.equals(wanted[0]) for placed in wanted):
+        return Refusal(Reason.READERS_DISAGREE, value)
+    others = [use for use in bench.uses(value) if (use.operator.index, use.position) not in edges]
+    names = [use.operator.name for use in others if not _is_untouched(bench, use, wanted[0])]
+    if names:
+        return Refusal(Reason.VALUE_HAS_OTHER_READERS, value, f"read by {names[0]}{_more(names)}")
+    return [use.operator for use in others]
+
+
+def _is_untouched(bench: Bench, use: Use, placed: PlacedAffine) -> bool:
+    """Whether the reader picks only channels on which the affine is the identity."""
+    if not isinstance(use.operator.view, Select):
+        return False
+    step = carriers.push(use.operator, {use.position: placed}, bench)
+    return isinstance(step, Step) and all(p.affine.is_identity for p in step.placed.values())
 
 
 def _more(names: list[str]) -> str:

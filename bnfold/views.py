@@ -5,7 +5,7 @@ A new operator is one view here (or one that exists), one carrier, and one line 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -206,6 +206,76 @@ class Homogeneous:
 
 
 @dataclass(frozen=True)
+class Sum:
+    """Add or Sub of two variables.
+
+    Attributes:
+        sign: 1 for `x + z`, -1 for `x - z`.
+    """
+
+    sign: int = 1
+
+
+@dataclass(frozen=True)
+class Product:
+    """Mul of two variables, or Div, whose denominator takes nothing.
+
+    Attributes:
+        factors: The inputs that are factors: both, or the numerator alone.
+    """
+
+    factors: tuple[int, ...] = (0, 1)
+
+
+@dataclass(frozen=True)
+class Total:
+    """A sum over whole axes: ReduceSum.
+
+    Attributes:
+        axes: The axes that are summed over.
+        keeps_axes: Whether they stay, with length 1.
+        count: How many elements one sum has; None if that is not known.
+    """
+
+    axes: tuple[int, ...]
+    keeps_axes: bool = True
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class Negate:
+    """`-x`."""
+
+
+@dataclass(frozen=True)
+class Select:
+    """Every output entry is one input entry: Slice, Gather, Split, SpaceToDepth.
+
+    Attributes:
+        picks: By axis: for each output, the input index of every output index.
+        opaque: Axes on which entries are picked that are not known.
+        sizes: By axis of `picks`: the length of the input.
+    """
+
+    picks: Mapping[int, tuple[tuple[int, ...], ...]]
+    opaque: frozenset[int]
+    sizes: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The entries of one axis are spread over others: input index c goes to output index `places[c]`: DepthToSpace.
+
+    Attributes:
+        axis: The axis.
+        places: The output index of each input index.
+    """
+
+    axis: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Barrier:
     """Nothing passes, for the reason given.
 
@@ -251,6 +321,12 @@ View: TypeAlias = (
     | Resample
     | Pad
     | Homogeneous
+    | Sum
+    | Product
+    | Total
+    | Negate
+    | Select
+    | Spread
     | Barrier
     | Carrier
 )

@@ -6,9 +6,9 @@ A rule proposes a `Step` or returns a `Refusal`; it changes nothing.
 
 from __future__ import annotations
 
-from bnfold.carriers import activation, elementwise, join, linear, pooling, resample, shape
+from bnfold.carriers import activation, elementwise, join, linear, pair, pooling, resample, select, shape
 from bnfold.decision import Reason, Refusal
-from bnfold.graph import Operator, Pending, PlacedAffine, Step
+from bnfold.graph import Answer, Operator, Pending, PlacedAffine, Step
 from bnfold.views import (
     Average,
     Barrier,
@@ -20,18 +20,28 @@ from bnfold.views import (
     Homogeneous,
     Linear,
     Maximum,
+    Negate,
     Pad,
+    Product,
     Resample,
     Reshape,
     Same,
+    Select,
+    Spread,
+    Sum,
+    Total,
     Transpose,
 )
 
 __all__ = ["pull", "push"]
 
 
-def pull(operator: Operator, wanted: PlacedAffine, pending: Pending) -> Step | Refusal:  # noqa: PLR0911, PLR0912
-    """What `operator` asks of its inputs so that `wanted` is computed after it; the table of all carriers."""
+def pull(operator: Operator, wanted: PlacedAffine, pending: Pending, output: int = 0) -> Answer:  # noqa: PLR0911, PLR0912
+    """What `operator` asks of its inputs so that `wanted` is computed at `output`; the table of all carriers."""
+    if isinstance(operator.view, Select):
+        return select.pull_select(operator, operator.view, wanted, output)
+    if output != 0:
+        return Refusal(Reason.OPERATOR_IS_NOT_LINEAR, operator.name, "the value is not its first output")
     match operator.view:
         case Linear() as view:
             return linear.pull_linear(operator, view, wanted)
@@ -59,6 +69,16 @@ def pull(operator: Operator, wanted: PlacedAffine, pending: Pending) -> Step | R
             return resample.pull_pad(operator, view, wanted, pending)
         case Homogeneous() as view:
             return activation.pull_homogeneous(operator, view, wanted)
+        case Sum() as view:
+            return pair.pull_sum(operator, view, wanted)
+        case Product() as view:
+            return pair.pull_product(operator, view, wanted)
+        case Total() as view:
+            return pooling.pull_total(operator, view, wanted)
+        case Negate():
+            return elementwise.pull_negate(wanted)
+        case Spread() as view:
+            return select.pull_spread(operator, view, wanted)
         case Carrier() as view:
             return view.pull(operator, wanted)
         case Barrier() as view:
@@ -71,6 +91,10 @@ def push(operator: Operator, seen: dict[int, PlacedAffine], pending: Pending) ->
         return operator.view.refusal
     if isinstance(operator.view, Concat):
         return join.push_concat(operator, operator.view, seen)
+    if isinstance(operator.view, Sum):
+        return pair.push_sum(operator, operator.view, seen)
+    if isinstance(operator.view, Product):
+        return pair.push_product(operator, operator.view, seen)
     if isinstance(operator.view, Barrier):
         return operator.view.refusal
     one = seen.get(0)
@@ -101,5 +125,13 @@ def push(operator: Operator, seen: dict[int, PlacedAffine], pending: Pending) ->
             return resample.push_pad(operator, view, one, pending)
         case Homogeneous() as view:
             return activation.push_homogeneous(operator, view, one)
+        case Total() as view:
+            return pooling.push_total(operator, view, one)
+        case Negate():
+            return elementwise.push_negate(one)
+        case Select() as view:
+            return select.push_select(operator, view, one)
+        case Spread() as view:
+            return select.push_spread(operator, view, one)
         case Carrier() as view:
             return view.push(operator, one)

@@ -88,6 +88,16 @@ def constant_affine(view: ConstantOperand, c: Float64Array) -> PlacedAffine | No
     return PlacedAffine(ChannelAffine(scale, shift), axes, (values.size,) if axes else ())
 
 
+def pull_negate(wanted: PlacedAffine) -> Step:
+    """`s*(-x) + t = -(s*x - t)`."""
+    return Step({0: wanted.with_affine(ChannelAffine(wanted.affine.scale, -wanted.affine.shift))})
+
+
+def push_negate(seen: PlacedAffine) -> Step:
+    """`-(s*x + t) = s*(-x) - t`."""
+    return pull_negate(seen)
+
+
 def pull_cast(operator: Operator, view: Cast, wanted: PlacedAffine) -> Step | Refusal:
     """Through a widening Cast; whether the folded activations fit the narrow type is the engine's question."""
     return _widening(operator, view) or Step({0: wanted})

@@ -6,10 +6,13 @@ shift; padding of a maximum is -inf and does no harm.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.carriers.shape import move_axes
 from bnfold.decision import Reason, Refusal
 from bnfold.graph import Operator, PlacedAffine, Step
-from bnfold.views import Average, Maximum
+from bnfold.views import Average, Maximum, Total
 
 
 def pull_average(operator: Operator, view: Average, wanted: PlacedAffine) -> Step | Refusal:
@@ -32,6 +35,31 @@ def push_maximum(operator: Operator, view: Maximum, seen: PlacedAffine) -> Step 
     return _refuse_maximum(operator, view, seen, zero=False) or _on(operator, view, seen)
 
 
+def pull_total(operator: Operator, view: Total, wanted: PlacedAffine) -> Step | Refusal:
+    """`s*sum(x) + t = sum(s*x + t/n)` over n elements."""
+    return _counted(operator, view, wanted, lambda shift, count: shift / count, _back)
+
+
+def push_total(operator: Operator, view: Total, seen: PlacedAffine) -> Step | Refusal:
+    """`sum(s*x + t) = s*sum(x) + n*t` over n elements."""
+    return _counted(operator, view, seen, lambda shift, count: shift * count, _on)
+
+
+def _counted(
+    operator: Operator,
+    view: Total,
+    placed: PlacedAffine,
+    share: Callable[[Float64Array, int], Float64Array],
+    move: Callable[[Operator, Total, PlacedAffine], Step | Refusal],
+) -> Step | Refusal:
+    if placed.affine.is_pure_scale:
+        return move(operator, view, placed)
+    if view.count is None:
+        return Refusal(Reason.AXIS_NOT_PROVEN, operator.name, "it is not known how many elements are summed")
+    affine = ChannelAffine(placed.affine.scale, share(placed.affine.shift, view.count))
+    return move(operator, view, placed.with_affine(affine))
+
+
 def _refuse_average(operator: Operator, view: Average, placed: PlacedAffine) -> Refusal | None:
     if view.counts_padding and not placed.affine.is_pure_scale:
         return Refusal(Reason.SHIFT_MEETS_PADDING, operator.name)
@@ -49,7 +77,7 @@ def _refuse_maximum(operator: Operator, view: Maximum, placed: PlacedAffine, *, 
     return None
 
 
-def _back(operator: Operator, view: Average | Maximum, wanted: PlacedAffine) -> Step | Refusal:
+def _back(operator: Operator, view: Average | Maximum | Total, wanted: PlacedAffine) -> Step | Refusal:
     """Output axes to input axes: an axis that was dropped comes back."""
     shape = operator.input_shapes[0]
     if view.keeps_axes:
@@ -60,7 +88,7 @@ def _back(operator: Operator, view: Average | Maximum, wanted: PlacedAffine) -> 
     return Step({0: move_axes(wanted, dict(enumerate(kept)))})
 
 
-def _on(operator: Operator, view: Average | Maximum, seen: PlacedAffine) -> Step | Refusal:
+def _on(operator: Operator, view: Average | Maximum | Total, seen: PlacedAffine) -> Step | Refusal:
     """Input axes to output axes: later axes move forward when one is dropped."""
     checked = _checked(operator, view, seen, seen)
     if view.keeps_axes or isinstance(checked, Refusal):
@@ -69,7 +97,9 @@ def _on(operator: Operator, view: Average | Maximum, seen: PlacedAffine) -> Step
     return Step({0: move_axes(seen, moved)})
 
 
-def _checked(operator: Operator, view: Average | Maximum, inside: PlacedAffine, onward: PlacedAffine) -> Step | Refusal:
+def _checked(
+    operator: Operator, view: Average | Maximum | Total, inside: PlacedAffine, onward: PlacedAffine
+) -> Step | Refusal:
     if set(inside.axes) & set(view.axes):
         return Refusal(Reason.OPERATOR_MIXES_CHANNELS, operator.name)
     return Step({0: onward})

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from bnfold.decision import Reason
 from bnfold.frontends.onnx_context import Context, barrier, is_float, name_of
 from bnfold.graph import Shape
-from bnfold.views import Arithmetic, Barrier, ConstantOperand, Homogeneous, View
+from bnfold.views import Arithmetic, Barrier, ConstantOperand, Homogeneous, Negate, Product, Sum, View
 
 #: By operator: with the constant on the right, and on the left (None where nothing passes).
 _ARITHMETIC: dict[str, tuple[Arithmetic, Arithmetic | None]] = {
@@ -19,6 +19,10 @@ _ARITHMETIC: dict[str, tuple[Arithmetic, Arithmetic | None]] = {
     "Mul": (Arithmetic.MULTIPLY, Arithmetic.MULTIPLY),
     "Div": (Arithmetic.DIVIDE, None),
 }
+
+
+#: Two variables.
+_PAIRS: dict[str, View] = {"Add": Sum(), "Sub": Sum(-1), "Mul": Product(), "Div": Product((0,))}
 
 
 def constant_position(node: ir.Node, context: Context) -> int | None:
@@ -34,7 +38,7 @@ def read_arithmetic(node: ir.Node, context: Context) -> View:
         overridable = [v for v in node.inputs if v is not None and context.constants.overridable(v)]
         if overridable:
             return Barrier(context.constants.why_not(overridable[0], name_of(node), Reason.OPERATOR_HAS_NO_RULE))
-        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"{node.op_type} of two variables")
+        return _PAIRS[node.op_type] if len(node.inputs) == 2 else barrier(node, Reason.OPERATOR_HAS_NO_RULE)
     arithmetic = _ARITHMETIC[node.op_type][1 - position]
     constant = context.constants.array(node.inputs[position])
     shape = context.shapes.shape(node.inputs[1 - position])
@@ -53,6 +57,11 @@ def _fits(constant: npt.NDArray[Any], shape: Shape) -> bool:
         return False
     tail = shape[len(shape) - constant.ndim :]
     return all(size in (1, dim) for size, dim in zip(constant.shape, tail, strict=True))
+
+
+def read_negate(_node: ir.Node, _context: Context) -> View:
+    """Neg."""
+    return Negate()
 
 
 def read_homogeneous(_node: ir.Node, _context: Context) -> View:

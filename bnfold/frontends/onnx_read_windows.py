@@ -21,7 +21,8 @@ from bnfold.frontends.onnx_context import (
     str_attr,
 )
 from bnfold.frontends.onnx_windows import window
-from bnfold.views import Average, Maximum, Pad, Resample, View
+from bnfold.graph import Shape
+from bnfold.views import Average, Maximum, Pad, Resample, Total, View
 
 
 def read_pool(node: ir.Node, context: Context) -> View:
@@ -50,7 +51,7 @@ def read_global_pool(node: ir.Node, context: Context) -> View:
 
 
 def read_reduce(node: ir.Node, context: Context) -> View:
-    """ReduceMean and ReduceMax, with the axes as attribute or as constant input."""
+    """ReduceMean, ReduceSum and ReduceMax, with the axes as attribute or as constant input."""
     rank = context.shapes.rank(node.inputs[0])
     value = input_at(node, 1)
     given = context.constants.array(value)
@@ -60,7 +61,16 @@ def read_reduce(node: ir.Node, context: Context) -> View:
     if not listed:
         listed = () if int_attr(node, "noop_with_empty_axes", 0) else tuple(range(rank))
     axes, keeps = tuple(sorted({a % rank for a in listed})), int_attr(node, "keepdims", 1) == 1
+    if node.op_type == "ReduceSum":
+        return Total(axes, keeps, _count(context.shapes.shape(node.inputs[0]), axes))
     return Average(axes, keeps) if node.op_type == "ReduceMean" else Maximum(axes, keeps)
+
+
+def _count(shape: Shape | None, axes: tuple[int, ...]) -> int | None:
+    """How many elements there are along `axes`, where every length is known."""
+    sizes = [] if shape is None else [shape[axis] for axis in axes]
+    known = [size for size in sizes if isinstance(size, int)]
+    return int(np.prod(known)) if known and len(known) == len(axes) else None
 
 
 def read_resize(node: ir.Node, context: Context) -> View:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from bnfold.decision import Reason
 from bnfold.frontends import onnx_read_pointwise as pointwise
+from bnfold.frontends import onnx_read_select as select
 from bnfold.frontends import onnx_read_shape as shape
 from bnfold.frontends import onnx_read_windows as windows
 from bnfold.frontends.onnx_context import Context, barrier, is_standard
@@ -34,22 +35,29 @@ READERS: dict[str, Reader] = {
     "Cast": shape.read_cast,
     "CastLike": shape.read_cast,
     "Concat": shape.read_concat,
+    "DepthToSpace": select.read_depth_to_space,
     "Div": pointwise.read_arithmetic,
     "Dropout": shape.read_dropout,
     "Flatten": shape.read_reshape,
+    "Gather": select.read_gather,
     "GlobalAveragePool": windows.read_global_pool,
     "GlobalMaxPool": windows.read_global_pool,
     "Identity": shape.read_same,
     "LeakyRelu": pointwise.read_homogeneous,
     "MaxPool": windows.read_pool,
     "Mul": pointwise.read_arithmetic,
+    "Neg": pointwise.read_negate,
     "PRelu": pointwise.read_homogeneous,
     "Pad": windows.read_pad,
     "ReduceMax": windows.read_reduce,
     "ReduceMean": windows.read_reduce,
+    "ReduceSum": windows.read_reduce,
     "Relu": pointwise.read_homogeneous,
     "Reshape": shape.read_reshape,
     "Resize": windows.read_resize,
+    "Slice": select.read_slice,
+    "SpaceToDepth": select.read_space_to_depth,
+    "Split": select.read_split,
     "Squeeze": shape.read_reshape,
     "Sub": pointwise.read_arithmetic,
     "Transpose": shape.read_transpose,
