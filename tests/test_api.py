@@ -68,7 +68,12 @@ def test_the_report_holds_decisions_sizes_and_the_check(two: ir.Model) -> None:
 
 @pytest.mark.parametrize(
     ("options", "folded"),
-    [({"only": "bn1"}, ["bn1"]), ({"keep": "bn1"}, ["bn2"]), ({"only": "bn", "keep": "2$"}, ["bn1"]), ({"only": "none"}, [])],
+    [
+        ({"only": "bn1"}, ["bn1"]),
+        ({"keep": "bn1"}, ["bn2"]),
+        ({"only": "bn", "keep": "2$"}, ["bn1"]),
+        ({"only": "none"}, []),
+    ],
 )
 def test_only_and_keep_choose_by_name(two: ir.Model, options: dict[str, str], folded: list[str]) -> None:
     result = bnfold.fold(two, **options)  # type: ignore[arg-type]
@@ -175,7 +180,9 @@ def test_the_pass_takes_part_in_a_pipeline_and_obeys_its_options(two: ir.Model) 
 def test_a_model_that_contradicts_itself_is_no_traceback(break_: str) -> None:
     text = f"""(float[N,3,8,8] x) => (float[N,4,6,6] y) <float[4,3,3,3] w, float[BIAS] k, {PARAMETERS}>
         {{ c = Conv GROUP (x, w, k) y = BatchNormalization(c, {STATS}) }}"""
-    text = text.replace("GROUP", "<group=3>" if break_ == "groups" else "").replace("BIAS", "3" if break_ == "bias" else "4")
+    text = text.replace("GROUP", "<group=3>" if break_ == "groups" else "").replace(
+        "BIAS", "3" if break_ == "bias" else "4"
+    )
     model = parse(text)
     if break_ == "inputs":
         del model.graph.node[0].input[1:]

@@ -22,7 +22,9 @@ PUSHED = f"""(float[N,4,8,8] x) => (float[A,B,C,D] y) <float[4,4,3,3] w, float[4
 POOLED = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, float[4] k, {PARAMETERS}>
     {{ c = Conv(x, w, k) d = AveragePool <kernel_shape=[2,2], strides=[2,2]> (c) b = BatchNormalization(d, {STATS})
        y = Relu(b) }}"""
-TRANSPOSED = CONV.replace("Conv <pads=[1,1,1,1]>", "ConvTranspose <group=1, strides=[2,2]>").replace("float[4,3,3,3] w", "float[3,4,3,3] w")
+TRANSPOSED = CONV.replace("Conv <pads=[1,1,1,1]>", "ConvTranspose <group=1, strides=[2,2]>").replace(
+    "float[4,3,3,3] w", "float[3,4,3,3] w"
+)
 GEMM = f"""(float[N,5] x) => (float[A,B] y) <float[5,4] w, float[4] k, {PARAMETERS}>
     {{ c = Gemm <alpha=0.5, beta=2.0> (x, w, k) b = BatchNormalization(c, {STATS}) y = Relu(b) }}"""
 CASES = {"conv": CONV, "pushed": PUSHED, "pooled": POOLED, "transposed": TRANSPOSED, "gemm": GEMM}
@@ -40,7 +42,9 @@ def folded(text: str, kind: str = "float") -> tuple[ir.Model, ir.Model, OnnxGrap
     return before, after, graph, planned
 
 
-def checked(text: str, change: Callable[[dict[str, np.ndarray]], None] = lambda _: None, kind: str = "float") -> LocalCheck:
+def checked(
+    text: str, change: Callable[[dict[str, np.ndarray]], None] = lambda _: None, kind: str = "float"
+) -> LocalCheck:
     before, after, graph, planned = folded(text, kind)
     initializers = after.graph.initializers
     arrays = {name: np.array(v.const_value.numpy()) for name, v in initializers.items() if v.const_value is not None}
@@ -90,7 +94,9 @@ def _spoil(arrays: dict[str, np.ndarray]) -> None:
 
 WRONGS = {
     "one weight off": lambda a: _nudge_one_weight(a, max(1e-3, 16 * float(np.finfo(a["w_folded"].dtype).eps) / 2)),
-    "one weight off the other way": lambda a: _nudge_one_weight(a, -max(1e-3, 16 * float(np.finfo(a["w_folded"].dtype).eps) / 2)),
+    "one weight off the other way": lambda a: _nudge_one_weight(
+        a, -max(1e-3, 16 * float(np.finfo(a["w_folded"].dtype).eps) / 2)
+    ),
     "no bias": _drop_the_bias,
     "wrong channel": _swap_two_channels,
     "one scale": _forget_one_scale,

@@ -13,9 +13,13 @@ from bnfold.frontends.onnx_constants import Constants
 from bnfold.frontends.onnx_shapes import Shapes
 
 
-def _value(nodes: str, more: str = "float[2,3] k", opset: int = 17, *, keep: bool = False, **values: object) -> np.ndarray | None:
+def _value(
+    nodes: str, more: str = "float[2,3] k", opset: int = 17, *, keep: bool = False, **values: object
+) -> np.ndarray | None:
     """The constant that is called "c", if it is one."""
-    proto = parse(f"(float[N,3] x, bool q) => (float[N,3] y) <{more}> {{ {nodes} y = Relu(x) }}", opset=opset, values=values)
+    proto = parse(
+        f"(float[N,3] x, bool q) => (float[N,3] y) <{more}> {{ {nodes} y = Relu(x) }}", opset=opset, values=values
+    )
     return _constants(proto, keep=keep)
 
 
@@ -48,7 +52,7 @@ COMPUTED = {
     "c = Constant <value_ints=[3, 4]> ()": lambda k: np.array([3, 4]),
     "c = Constant <value_float=0.5> ()": lambda k: np.array(0.5, np.float32),
     "c = Constant <value_floats=[0.5, 2.0]> ()": lambda k: np.array([0.5, 2], np.float32),
-    "c = Constant <value_string=\"a\"> ()": None,
+    'c = Constant <value_string="a"> ()': None,
 }
 
 
@@ -66,7 +70,9 @@ def test_a_value_is_constant_if_it_is_computed_from_constants_by_a_known_operato
 
 
 def test_an_operator_of_another_domain_computes_nothing() -> None:
-    proto = parse("(float[N,3] x) => (float[N,3] y) <float[3] k> { c = strange.Identity(k) y = Relu(x) }", domains=["strange"])
+    proto = parse(
+        "(float[N,3] x) => (float[N,3] y) <float[3] k> { c = strange.Identity(k) y = Relu(x) }", domains=["strange"]
+    )
     assert _constants(proto) is None
 
 

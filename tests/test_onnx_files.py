@@ -53,7 +53,9 @@ def test_a_file_that_is_not_there_or_is_a_folder_is_a_usage_error(tmp_path: Path
         load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"not a model\n", b"\x00\x01\xff" * 100, np.random.default_rng(0).bytes(5000), b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"not a model\n", b"\x00\x01\xff" * 100, np.random.default_rng(0).bytes(5000), b"{}"]
+)
 def test_a_file_that_is_no_model_is_a_model_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.onnx"
     path.write_bytes(content)
@@ -171,8 +173,13 @@ def test_an_output_that_is_the_input_is_a_usage_error_by_any_name(file: Path) ->
     check_target(file.with_name("other.onnx"), [file])
 
 
-@pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()])
-@pytest.mark.parametrize("call", ["fsync of the data", "fsync of the model", "rename of the data", "rename of the model", "ir.save"])
+@pytest.mark.parametrize(
+    "stop",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()],
+)
+@pytest.mark.parametrize(
+    "call", ["fsync of the data", "fsync of the model", "rename of the data", "rename of the model", "ir.save"]
+)
 def test_whatever_stops_a_save_leaves_nothing_behind(
     call: str, stop: BaseException, external: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +210,9 @@ def test_whatever_stops_a_save_leaves_nothing_behind(
 def test_a_full_disk_is_said_and_leaves_nothing(file: Path, tmp_path: Path) -> None:
     mount = tmp_path / "small"
     mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(mount)], check=False, capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(mount)], check=False, capture_output=True
+    )
     if done.returncode:
         pytest.skip("mounting a tmpfs is not permitted here; the case is simulated above")
     try:

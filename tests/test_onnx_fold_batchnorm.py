@@ -190,10 +190,17 @@ def test_mixed_dtypes_of_opset_15_are_folded_into_the_weights_dtype() -> None:
 
 
 def test_a_batchnorm_of_rank_2_and_of_rank_5_is_folded_and_one_of_rank_1_is_kept() -> None:
-    assert_fold(parse(f"""(float[N,3] x) => (float[N,4] y) <float[3,4] w, float[4] b, {PARAMETERS}>
-        {{ c = Gemm(x, w, b) y = BatchNormalization(c, {STATS}) }}"""), folded=1)
-    report = bnfold.inspect(ir.from_proto(parse(f"""(float[4] x) => (float[4] y) <{PARAMETERS}>
-        {{ y = BatchNormalization(x, {STATS}) }}""")))
+    assert_fold(
+        parse(f"""(float[N,3] x) => (float[N,4] y) <float[3,4] w, float[4] b, {PARAMETERS}>
+        {{ c = Gemm(x, w, b) y = BatchNormalization(c, {STATS}) }}"""),
+        folded=1,
+    )
+    report = bnfold.inspect(
+        ir.from_proto(
+            parse(f"""(float[4] x) => (float[4] y) <{PARAMETERS}>
+        {{ y = BatchNormalization(x, {STATS}) }}""")
+        )
+    )
     assert reasons(report) == [Reason.AXIS_NOT_PROVEN]
 
 
@@ -206,5 +213,6 @@ def test_a_batchnorm_between_input_and_output_is_kept_and_one_before_a_conv_is_f
 
 
 def test_a_batchnorm_of_no_channels_is_no_traceback() -> None:
-    text = f"(float[N,0,8] x) => (float[N,0,8] y) <{PARAMETERS.replace('[4]', '[0]')}> {{ y = BatchNormalization(x, {STATS}) }}"
+    parameters = PARAMETERS.replace("[4]", "[0]")
+    text = f"(float[N,0,8] x) => (float[N,0,8] y) <{parameters}> {{ y = BatchNormalization(x, {STATS}) }}"
     assert len(bnfold.inspect(ir.from_proto(parse(text))).kept) == 1

@@ -118,7 +118,12 @@ FLATTENED = {"gamma": "float[16] gamma", "more": ", int64[2] r"}
         ("d = Squeeze <axes=[-1,-2]> (p)", "", {}, 11),
         ("d = Squeeze(p, r)", ", int64[2] r", {"r": [2, 3]}, 13),
         ("q = Squeeze <axes=[2,3]> (p) u = Unsqueeze <axes=[2]> (q) d = Squeeze <axes=[2]> (u)", "", {}, 11),
-        ("q = Squeeze(p, r) u = Unsqueeze(q, s) d = Squeeze(u, s)", ", int64[2] r, int64[1] s", {"r": [2, 3], "s": [2]}, 13),
+        (
+            "q = Squeeze(p, r) u = Unsqueeze(q, s) d = Squeeze(u, s)",
+            ", int64[2] r, int64[1] s",
+            {"r": [2, 3], "s": [2]},
+            13,
+        ),
     ],
 )
 def test_reshapes_pass_where_the_channel_axis_stays_one_axis(
@@ -152,13 +157,21 @@ def test_keras_style_chains_over_the_last_axis_are_batchnorms_in_disguise() -> N
         result = assert_fold(parse(text.replace("CAST", cast)), folded=1)
         assert ops(result.model)[0::3] == ["Conv", "Relu"]
         assert result.decisions[0].subject.kind == "Sub-Mul-Add"
-    left = text.replace("CAST", "u = Identity(t)").replace("Sub(u, mean)", "Sub(mean, u)").replace("Mul(s, gamma)", "Div(s, gamma)")
+    left = (
+        text.replace("CAST", "u = Identity(t)")
+        .replace("Sub(u, mean)", "Sub(mean, u)")
+        .replace("Mul(s, gamma)", "Div(s, gamma)")
+    )
     assert_fold(parse(left), folded=1)
-    bias = text.replace("CAST", "u = Identity(t)").replace("s = Sub(u, mean) m = Mul(s, gamma) a = Add(m, beta)", "a = Add(u, beta)")
+    bias = text.replace("CAST", "u = Identity(t)").replace(
+        "s = Sub(u, mean) m = Mul(s, gamma) a = Add(m, beta)", "a = Add(u, beta)"
+    )
     assert assert_fold(parse(bias), folded=0).decisions == ()
 
 
-@pytest.mark.parametrize(("left", "right"), [("Div(mean, c)", Reason.OPERATOR_IS_NOT_LINEAR), ("Mul(c, c)", Reason.OPERATOR_HAS_NO_RULE)])
+@pytest.mark.parametrize(
+    ("left", "right"), [("Div(mean, c)", Reason.OPERATOR_IS_NOT_LINEAR), ("Mul(c, c)", Reason.OPERATOR_HAS_NO_RULE)]
+)
 def test_arithmetic_that_is_not_affine_is_a_barrier(left: str, right: Reason) -> None:
     check(pulled(f"d = {left}").replace("mean, c", "one, c").replace("gamma,", "gamma, float[1] one,", 1), right)
 

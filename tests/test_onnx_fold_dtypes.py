@@ -16,8 +16,6 @@ import bnfold
 from bnfold.decision import Reason
 
 
-
-
 def _model(kind: str, nodes: str = "", **values: object) -> onnx.ModelProto:
     text = f"""({kind}[N,3,8,8] x) => ({kind}[N,4,P,Q] y) <{kind}[4,3,3,3] w, {PARAMETERS.replace("float", kind)}>
         {{ c = Conv(x, w) {nodes or f"y = BatchNormalization(c, {STATS})"} }}"""
@@ -95,8 +93,11 @@ def test_float16_activations_that_a_pull_would_enlarge_are_kept() -> None:
 
 
 def test_a_shift_that_cancels_is_pulled_and_not_pushed() -> None:
-    pull = parse(f"""(float[N,3,8,8] x) => (float[N,4,6,6] y) <float[4,3,3,3] w, {PARAMETERS}>
-        {{ c = Conv(x, w) y = BatchNormalization(c, {STATS}) }}""", values={"mean": 30, "var": 1})
+    pull = parse(
+        f"""(float[N,3,8,8] x) => (float[N,4,6,6] y) <float[4,3,3,3] w, {PARAMETERS}>
+        {{ c = Conv(x, w) y = BatchNormalization(c, {STATS}) }}""",
+        values={"mean": 30, "var": 1},
+    )
     assert_fold(pull, folded=1)
     text = f"""(float[N,4,8,8] x) => (float[N,5,6,6] y) <float[5,4,3,3] w, {PARAMETERS}>
         {{ b = BatchNormalization(x, {STATS}) y = Conv(b, w) }}"""

@@ -35,7 +35,9 @@ def test_defaults_of_inputs_are_folded_dropped_and_said_so(ir_version: int, name
     assert sorted(said) == sorted(f"input {n} was the default of a folded parameter and is gone" for n in names)
 
 
-@pytest.mark.parametrize(("name", "reasons_"), [("w", Reason.PARAMETER_IS_OVERRIDABLE), ("var", Reason.PARAMETER_IS_OVERRIDABLE)])
+@pytest.mark.parametrize(
+    ("name", "reasons_"), [("w", Reason.PARAMETER_IS_OVERRIDABLE), ("var", Reason.PARAMETER_IS_OVERRIDABLE)]
+)
 def test_defaults_of_inputs_are_left_alone_on_request(name: str, reasons_: Reason) -> None:
     result = assert_fold(_listed(name), folded=0, kept=[reasons_], keep_overridable=True)
     assert [value.name for value in result.model.graph.inputs] == ["x", name]
@@ -47,7 +49,9 @@ def test_initializers_that_are_no_inputs_are_folded_all_the_same_on_request() ->
 
 
 def test_an_overridable_constant_operand_is_left_alone_on_request() -> None:
-    text = TEXT.replace("c = Conv(x, w)", "a = Conv(x, w) c = Add(a, k)").replace("float[4,3", "float[4,1,1] k, float[4,3", 1)
+    text = TEXT.replace("c = Conv(x, w)", "a = Conv(x, w) c = Add(a, k)").replace(
+        "float[4,3", "float[4,1,1] k, float[4,3", 1
+    )
     model = parse(text)
     model.graph.input.append(onnx.helper.make_tensor_value_info("k", onnx.TensorProto.FLOAT, [4, 1, 1]))
     assert_fold(model, folded=0, kept=[Reason.PARAMETER_IS_OVERRIDABLE], keep_overridable=True)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_models import PARAMETERS, STATS, assert_fold, ops, parse, reasons, stored
+from onnx_models import PARAMETERS, STATS, assert_fold, parse, reasons, stored
 
 import bnfold
 from bnfold.decision import Reason
@@ -26,7 +26,9 @@ def _shared(nodes: str, outputs: str = TWO_OUT, more: str = "") -> str:
     return f"(float[N,3,8,8] x) => {outputs} <float[4,3,3,3] w{more}, {PARAMETERS}, {SECOND}> {{ {nodes} }}"
 
 
-BOTH = f"a = Conv(x, w) y = BatchNormalization(a, {STATS}) n = Neg(x) b = Conv(n, w) z = BatchNormalization(b, {STATS2})"
+BOTH = (
+    f"a = Conv(x, w) y = BatchNormalization(a, {STATS}) n = Neg(x) b = Conv(n, w) z = BatchNormalization(b, {STATS2})"
+)
 
 
 def _copied() -> dict[str, object]:
@@ -53,7 +55,8 @@ def test_a_shared_bias_is_cloned_as_its_weight_is() -> None:
         "w_folded", "k_folded", "w_folded_2", "k_folded_2"
     ]  # fmt: skip
     only = _shared(
-        f"a = Conv(x, w, k) y = BatchNormalization(a, {STATS}) n = Conv(x, v, k) z = Relu(n)", more=", float[4,3,3,3] v, float[4] k"
+        f"a = Conv(x, w, k) y = BatchNormalization(a, {STATS}) n = Conv(x, v, k) z = Relu(n)",
+        more=", float[4,3,3,3] v, float[4] k",
     )
     result = assert_fold(parse(only), folded=1)
     assert np.array_equal(stored(result.model, "k"), stored(parse(only), "k"))
@@ -84,7 +87,12 @@ def test_batchnorms_that_share_their_parameters_keep_them_for_the_one_that_stays
         (f"z = Conv(x, w) y = BatchNormalization(z, {STATS})", TWO_OUT, 0, Reason.IS_MODEL_OUTPUT),
         (f"a = Conv(x, w) y = BatchNormalization(a, {STATS}) z = Relu(y)", TWO_OUT, 1, None),
         (f"a = Conv(x, w) b = BatchNormalization(a, {STATS}) r = Relu(b) y = Add(b, r)", ONE_OUT, 1, None),
-        (f"a = Conv(x, w) b = BatchNormalization(a, {STATS}) y = Add(a, b)", ONE_OUT, 0, Reason.VALUE_HAS_OTHER_READERS),
+        (
+            f"a = Conv(x, w) b = BatchNormalization(a, {STATS}) y = Add(a, b)",
+            ONE_OUT,
+            0,
+            Reason.VALUE_HAS_OTHER_READERS,
+        ),
         (f"a = Conv(x, w) b = BatchNormalization(a, {STATS}) y = Mul(b, b)", ONE_OUT, 1, None),
     ],
 )
@@ -138,7 +146,8 @@ def test_a_body_may_use_names_of_the_main_graph_for_values_of_its_own() -> None:
     body = "{ t = Relu(x) s = Neg(t) }"
     text = f"""(float[N,4,6,6] x, bool q) => (float[N,4,6,6] y, float[N,4,6,6] z, float[N,4,6,6] OUT)
         <float[4,4,1,1] w, {PARAMETERS}>
-        {{ z = If (q) <then_branch = g1 () => (float[N,4,6,6] s) {body}, else_branch = g2 () => (float[N,4,6,6] s) {body}>
+        {{ z = If (q) <then_branch = g1 () => (float[N,4,6,6] s) {body},
+                       else_branch = g2 () => (float[N,4,6,6] s) {body}>
            t = Conv(x, w) y = BatchNormalization(t, {STATS}) OUT = Relu(x) }}"""
     assert_fold(parse(text.replace("OUT", "o")), folded=1)
     shown = parse(text.replace("OUT = Relu(x)", "").replace("OUT", "t"))
@@ -146,8 +155,8 @@ def test_a_body_may_use_names_of_the_main_graph_for_values_of_its_own() -> None:
     assert_fold(parse(text.replace("float[N,4,6,6] s) { t", "float[N,4,6,6] t) { t").replace("OUT", "o")), folded=1)
 
 
-FUNCTION = f"""<domain: "local", opset_import: ["" : 17]>
-    block (x, w, g, b, m, v) => (y) {{ c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }}"""
+FUNCTION = """<domain: "local", opset_import: ["" : 17]>
+    block (x, w, g, b, m, v) => (y) { c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }"""
 
 
 def test_a_batchnorm_in_a_function_is_listed_and_kept_and_the_call_is_a_barrier() -> None:

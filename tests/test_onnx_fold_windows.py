@@ -122,7 +122,10 @@ def test_global_pools_pass(opset: int) -> None:
 
 @pytest.mark.parametrize(("op", "first"), [("ReduceMean", 18), ("ReduceMax", 18)])
 def test_reductions_over_space_pass_with_axes_in_either_form(op: str, first: int) -> None:
-    for opset, form, more in ((11, f"{op} <axes=[2,-1], KEEP> (c)", ""), (first, f"{op} <KEEP> (c, r)", ", int64[2] r")):
+    for opset, form, more in (
+        (11, f"{op} <axes=[2,-1], KEEP> (c)", ""),
+        (first, f"{op} <KEEP> (c, r)", ", int64[2] r"),
+    ):
         for keep, rank in (("keepdims=1", 4), ("keepdims=0", 2)):
             text = pulled(f"d = {form.replace('KEEP', keep)}", more=more, rank=rank)
             check(text, opset=opset, r=[2, -1], **POSITIVE)
@@ -147,8 +150,18 @@ RESIZES = [
     (10, "Resize(c, s)", ", float[4] s", {"s": [1, 1, 2, 1.5]}),
     (10, 'Resize <mode="linear"> (c, s)', ", float[4] s", {"s": [1, 1, 0.5, 1.5]}),
     (11, 'Resize <mode="cubic"> (c, roi, s)', ", float[0] roi, float[4] s", {"s": [1, 1, 1.3, 0.9]}),
-    (11, 'Resize <mode="linear", coordinate_transformation_mode="align_corners"> (c, roi, s)', ", float[0] roi, float[4] s", {"s": [1, 1, 2, 2]}),
-    (13, 'Resize <nearest_mode="floor", coordinate_transformation_mode="asymmetric"> (c, "", s)', ", float[4] s", {"s": [1, 1, 2, 2]}),
+    (
+        11,
+        'Resize <mode="linear", coordinate_transformation_mode="align_corners"> (c, roi, s)',
+        ", float[0] roi, float[4] s",
+        {"s": [1, 1, 2, 2]},
+    ),
+    (
+        13,
+        'Resize <nearest_mode="floor", coordinate_transformation_mode="asymmetric"> (c, "", s)',
+        ", float[4] s",
+        {"s": [1, 1, 2, 2]},
+    ),
     (18, 'Resize <mode="linear", antialias=1> (c, "", s)', ", float[4] s", {"s": [1, 1, 0.6, 0.7]}),
     (18, 'Resize <mode="cubic", exclude_outside=1> (c, "", s)', ", float[4] s", {"s": [1, 1, 1.7, 2]}),
     (18, 'Resize <axes=[2,3]> (c, "", s)', ", float[2] s", {"s": [2, 3]}),
@@ -171,8 +184,21 @@ def test_resizing_to_sizes_needs_a_channel_axis_of_proven_length() -> None:
     check(scaled, Reason.AXIS_NOT_PROVEN, s=[1, 2, 1, 1])
 
 
+@pytest.mark.parametrize("nearest", ["", "floor", "round_prefer_floor", "ceil", "round_prefer_ceil"])
+def test_the_half_pixel_of_old_tensorflow_passes_unless_it_moves_a_channel(nearest: str) -> None:
+    mode = f', nearest_mode="{nearest}"' if nearest else ""
+    node = f'd = Resize <coordinate_transformation_mode="tf_half_pixel_for_nn"{mode}> (c, roi, s)'
+    text = pulled(node, more=", float[0] roi, float[4] s")
+    if "ceil" in nearest:
+        report = bnfold.inspect(ir.from_proto(parse(text, opset=11, values={"s": [1, 1, 2, 2]})))
+        assert reasons(report)[0] is Reason.AXIS_NOT_PROVEN
+    else:
+        check(text, opset=11, s=[1, 1, 2, 2])
+
+
 def test_cropping_passes_where_nothing_outside_is_read_or_the_number_there_stays() -> None:
-    node = 'd = Resize <mode="linear", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=2.0> (c, roi, s)'
+    attributes = 'mode="linear", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=2.0'
+    node = f"d = Resize <{attributes}> (c, roi, s)"
     more = ", float[8] roi, float[4] s"
     inside, outside = [0, 0, 0.1, 0.2, 1, 1, 0.9, 0.7], [0, 0, -0.5, 0, 1, 1, 1.5, 1]
     check(pulled(node, more=more), roi=inside, s=[1, 1, 2, 2])
@@ -207,7 +233,14 @@ def test_the_constant_of_a_padding_is_rewritten_where_it_is_one_number(opset: in
 
 
 def test_padding_with_axes_and_negative_pads_and_on_the_channel_axis() -> None:
-    both('d = Pad(c, pads, "", axes)', more=", int64[4] pads, int64[2] axes", opset=18, pads=[1, 0, 2, 1], axes=[-1, 2], **SCALE)
+    both(
+        'd = Pad(c, pads, "", axes)',
+        more=", int64[4] pads, int64[2] axes",
+        opset=18,
+        pads=[1, 0, 2, 1],
+        axes=[-1, 2],
+        **SCALE,
+    )
     both("d = Pad(c, pads)", more=", int64[8] pads", pads=[0, 0, -1, 0, 0, 0, 0, -2], **SCALE)
     text = pulled("d = Pad(c, pads)", more=", int64[8] pads").replace(PARAMETERS, PARAMETERS.replace("[4]", "[6]"))
     six = {"gamma": [1, 2, 3, -4, 5, 6], "beta": [0, 2, 3, 4, 5, 0], "mean": [0, 1, 1, 1, 1, 0]}
@@ -216,14 +249,18 @@ def test_padding_with_axes_and_negative_pads_and_on_the_channel_axis() -> None:
 
 
 @pytest.mark.parametrize("opset", [7, NEWEST])
-@pytest.mark.parametrize("node", ["Relu(c)", "LeakyRelu <alpha=0.2> (c)", "LeakyRelu <alpha=-0.3> (c)", "PRelu(c, k)", "Abs(c)"])
+@pytest.mark.parametrize(
+    "node", ["Relu(c)", "LeakyRelu <alpha=0.2> (c)", "LeakyRelu <alpha=-0.3> (c)", "PRelu(c, k)", "Abs(c)"]
+)
 def test_a_positive_scale_passes_an_activation_and_nothing_else_does(node: str, opset: int) -> None:
-    more = ", float[4,1,1] k" if "k" in node.split("(")[-1] else ""
+    more = ", float[4,1,1] k" if "k" in node.rsplit("(", maxsplit=1)[-1] else ""
     both(f"d = {node}", more=more, opset=opset, **SCALE)
     both(f"d = {node}", Reason.SHIFT_MEETS_ACTIVATION, more=more, opset=opset, **POSITIVE)
     check(pulled(f"d = {node}", more=more), Reason.SCALE_IS_NOT_POSITIVE, opset=opset, **NEGATIVE_SCALE)
     even = node == "Abs(c)"
-    check(pushed(f"d = {node}", more=more), None if even else Reason.SCALE_IS_NOT_POSITIVE, opset=opset, **NEGATIVE_SCALE)
+    check(
+        pushed(f"d = {node}", more=more), None if even else Reason.SCALE_IS_NOT_POSITIVE, opset=opset, **NEGATIVE_SCALE
+    )
 
 
 @pytest.mark.parametrize("op", ["Sigmoid", "Softmax", "Elu"])

@@ -31,7 +31,9 @@ def test_the_value_that_equals_the_batchnorms_output_takes_its_name() -> None:
 
 
 def test_every_value_whose_meaning_changed_has_a_new_name() -> None:
-    text = TEXT.replace("b = Batch", "d = Identity(c) e = AveragePool <kernel_shape=[1,1]> (d) b = Batch").replace("(c, gamma", "(e, gamma")
+    text = TEXT.replace("b = Batch", "d = Identity(c) e = AveragePool <kernel_shape=[1,1]> (d) b = Batch").replace(
+        "(c, gamma", "(e, gamma"
+    )
     after = proto(assert_fold(parse(text), folded=1).model).graph
     assert [node.output[0] for node in after.node] == ["c_folded", "d_folded", "b", "y"]
 
@@ -44,8 +46,13 @@ def test_a_pushed_fold_renames_what_lies_behind_and_nothing_before() -> None:
 
 
 def test_new_names_avoid_every_name_in_the_file() -> None:
-    taken = "c_folded = Relu(x) w_folded = Neg(x) w_bias_folded = Abs(x) w_folded_2 = Abs(x) z = Sum(c_folded, w_folded, w_bias_folded, w_folded_2)"
-    text = TEXT.replace("y)", "y, float[N,3,8,8] z)", 1).replace("{ c", f"{{ {taken} c").replace("b = Batch", "d = Identity(c) b = Batch")
+    taken = "c_folded = Relu(x) w_folded = Neg(x) w_bias_folded = Abs(x) w_folded_2 = Abs(x) "
+    taken += "z = Sum(c_folded, w_folded, w_bias_folded, w_folded_2)"
+    text = (
+        TEXT.replace("y)", "y, float[N,3,8,8] z)", 1)
+        .replace("{ c", f"{{ {taken} c")
+        .replace("b = Batch", "d = Identity(c) b = Batch")
+    )
     result = assert_fold(parse(text.replace("(c, gamma", "(d, gamma")), folded=1)
     names = [v.name for node in result.model.graph for v in node.outputs]
     assert "c_folded_2" in names
@@ -68,11 +75,13 @@ def test_unnamed_nodes_are_known_by_their_outputs() -> None:
 
 
 def test_nodes_of_one_name_are_folded_all_the_same() -> None:
-    text = TEXT.replace("y = Relu(b)", f"r = Relu(b) e = Conv(r, v) y = BatchNormalization(e, {STATS})").replace("6,6] y", "4,4] y")
+    text = TEXT.replace("y = Relu(b)", f"r = Relu(b) e = Conv(r, v) y = BatchNormalization(e, {STATS})").replace(
+        "6,6] y", "4,4] y"
+    )
     model = parse(text.replace("<float", "<float[4,4,3,3] v, float", 1))
     # onnxruntime takes no such file, which is said; the fold itself does not care.
     model = _names(model, "conv", "bn", "relu", "conv", "bn")
-    with pytest.raises(bnfold.ProviderError, match="two nodes with same node name.*--no-verify"):
+    with pytest.raises(bnfold.ProviderError, match=r"two nodes with same node name.*--no-verify"):
         bnfold.fold(ir.from_proto(model))
     result = assert_fold(model, folded=2, runs=False)
     assert [d.subject.name for d in result.decisions] == ["bn", "bn"]
@@ -104,7 +113,12 @@ def _decorated() -> onnx.ModelProto:
 def test_metadata_doc_strings_and_value_info_survive() -> None:
     after = proto(assert_fold(_decorated(), folded=1).model)
     assert (after.doc_string, after.graph.doc_string, after.graph.name) == ("the model", "the graph", "main")
-    assert (after.producer_name, after.producer_version, after.domain, after.model_version) == ("somebody", "1.2", "a.b", 7)
+    assert (after.producer_name, after.producer_version, after.domain, after.model_version) == (
+        "somebody",
+        "1.2",
+        "a.b",
+        7,
+    )
     assert {p.key: p.value for p in after.metadata_props}["author"] == "me"
     assert after.graph.node[0].doc_string == "the conv"
     assert {p.key: p.value for p in after.graph.node[0].metadata_props}["line"] == "12"
@@ -131,8 +145,17 @@ def test_the_metadata_says_what_was_folded_and_whether_it_was_verified() -> None
         assert props["bnfold.verified"] == said
 
 
+@pytest.mark.parametrize("text", ["not json", "{}", "3"])
+def test_a_record_that_is_not_ours_is_replaced(text: str) -> None:
+    model = parse(TEXT)
+    model.metadata_props.add(key="bnfold.folds", value=text)
+    assert len(json.loads(bnfold.fold(ir.from_proto(model)).model.metadata_props["bnfold.folds"])) == 1
+
+
 def test_folding_in_two_steps_says_both() -> None:
-    text = TEXT.replace("y = Relu(b)", f"r = Relu(b) e = Conv(r, v) y = BatchNormalization(e, {STATS})").replace("6,6] y", "4,4] y")
+    text = TEXT.replace("y = Relu(b)", f"r = Relu(b) e = Conv(r, v) y = BatchNormalization(e, {STATS})").replace(
+        "6,6] y", "4,4] y"
+    )
     model = ir.from_proto(parse(text.replace("<float", "<float[4,4,3,3] v, float", 1)))
     first = bnfold.fold(model, only="^b$")
     second = bnfold.fold(first.model)

@@ -70,5 +70,7 @@ def test_what_onnxsim_cannot_read_is_a_model_error(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("no")
 
     monkeypatch.setattr(onnxsim, "simplify", refuses)
-    with pytest.raises(bnfold.ModelError, match=r"onnxsim cannot simplify the model \(RuntimeError\); leave out --simplify"):
+    with pytest.raises(
+        bnfold.ModelError, match=r"onnxsim cannot simplify the model \(RuntimeError\); leave out --simplify"
+    ):
         bnfold.inspect(ir.from_proto(parse(HIDDEN)), simplify=True)

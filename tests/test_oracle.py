@@ -77,7 +77,9 @@ def _doubtful(scale: float = 1.0) -> tuple[QuickCheck, bnfold.FoldResult, ir.Mod
     assert value.const_value is not None
     value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(scale), name="w_folded")
     check = quick_check(proto(before), proto(result.model))
-    outputs, inner = (tuple(replace(c, passed=False, error=9.0) for c in group) for group in (check.comparisons, check.inner))
+    outputs, inner = (
+        tuple(replace(c, passed=False, error=9.0) for c in group) for group in (check.comparisons, check.inner)
+    )
     return replace(check, comparisons=outputs, inner=inner, failed=True, first_divergence="b"), result, before
 
 

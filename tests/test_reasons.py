@@ -26,8 +26,11 @@ def _push(nodes: str, more: str = "", conv: str = "Conv(d, w)", image: str = "8,
 
 def _function() -> tuple[str, str]:
     text = f"(float[N,4,8] x) => (float[N,4,8] y) <{PARAMETERS}> {{ y = local.block(x, {STATS}) }}"
-    return text, """<domain: "local", opset_import: ["" : 17]>
-        block (x, g, b, m, v) => (y) { y = BatchNormalization(x, g, b, m, v) }"""
+    return (
+        text,
+        """<domain: "local", opset_import: ["" : 17]>
+        block (x, g, b, m, v) => (y) { y = BatchNormalization(x, g, b, m, v) }""",
+    )
 
 
 _IF = f"""(float[N,3,8,8] x, bool q) => (float[N,4,6,6] y, float[N,4,6,6] z) <{WEIGHT}, {PARAMETERS}>
@@ -37,7 +40,8 @@ _IF = f"""(float[N,3,8,8] x, bool q) => (float[N,4,6,6] y, float[N,4,6,6] z) <{W
 _DISAGREE = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <{WEIGHT}, {PARAMETERS.replace("[4]", "[8]")}>
     {{ c = Conv(x, w) d = Concat <axis=1> (c, c) y = BatchNormalization(d, {STATS}) }}"""
 
-_COSTS = f"""(float[N,7] x) => (float[N,12] y) <float[7,4] u, float[7,4] v, float[7,4] w, {PARAMETERS.replace("[4]", "[12]")}>
+_TWELVE = PARAMETERS.replace("[4]", "[12]")
+_COSTS = f"""(float[N,7] x) => (float[N,12] y) <float[7,4] u, float[7,4] v, float[7,4] w, {_TWELVE}>
     {{ a = MatMul(x, u) b = MatMul(x, v) c = MatMul(x, w) d = Concat <axis=1> (a, b, c)
        y = BatchNormalization(d, {STATS}) }}"""
 
@@ -51,26 +55,41 @@ _ALONE = f"(float[N,4,8] x) => (float[N,4,8] y) <{PARAMETERS}> {{ y = BatchNorma
 
 #: By reason: the model's text, and what makes it meet the reason (values, opset, functions) or not.
 ROWS: dict[Reason, tuple[str, dict[str, object]]] = {
-    Reason.NORMALISES_BY_BATCH_STATISTICS: (_pull("").replace("BatchNormalization(", "BatchNormalization <training_mode=1> ("), {}),
+    Reason.NORMALISES_BY_BATCH_STATISTICS: (
+        _pull("").replace("BatchNormalization(", "BatchNormalization <training_mode=1> ("),
+        {},
+    ),
     Reason.PARAMETERS_NOT_CONSTANT: (_pull("").replace("(d, gamma", "(d, g").replace("x)", "x, float[4] g)", 1), {}),
     Reason.PARAMETER_IS_OVERRIDABLE: (_pull(""), {"opset": 8, "keep_overridable": True}),
     Reason.STATISTICS_NOT_FINITE: (_pull(""), {"var": -1}),
     Reason.PARAMETERS_MISMATCHED: (_pull("").replace("[4] var", "[5] var"), {}),
-    Reason.NORMALISES_PER_ELEMENT: (_pull("").replace("BatchNormalization(", "BatchNormalization <spatial=0> ("), {"opset": 7}),
+    Reason.NORMALISES_PER_ELEMENT: (
+        _pull("").replace("BatchNormalization(", "BatchNormalization <spatial=0> ("),
+        {"opset": 7},
+    ),
     Reason.EXCLUDED_BY_CALLER: (_pull(""), {"keep": "y"}),
-    Reason.INSIDE_SUBGRAPH: (_IF.replace("INNER", f"t = BatchNormalization(c, {STATS})").replace("OUTER", "y = Relu(c)"), {}),
+    Reason.INSIDE_SUBGRAPH: (
+        _IF.replace("INNER", f"t = BatchNormalization(c, {STATS})").replace("OUTER", "y = Relu(c)"),
+        {},
+    ),
     Reason.INSIDE_FUNCTION: (_function()[0], {"functions": _function()[1], "domains": ["local"]}),
     Reason.READS_MODEL_INPUT: (_ALONE, {}),
     Reason.IS_CONSTANT: (_ALONE.replace("(x, gamma", "(k, gamma").replace("<float", "<float[2,4,8] k, float", 1), {}),
     Reason.IS_MODEL_OUTPUT: (_ALONE, {}),
-    Reason.CAPTURED_BY_SUBGRAPH: (_IF.replace("INNER", "t = Neg(c)").replace("OUTER", f"y = BatchNormalization(c, {STATS})"), {}),
+    Reason.CAPTURED_BY_SUBGRAPH: (
+        _IF.replace("INNER", "t = Neg(c)").replace("OUTER", f"y = BatchNormalization(c, {STATS})"),
+        {},
+    ),
     Reason.VALUE_HAS_OTHER_READERS: (_pull("d = Identity(c) z = Relu(c)", outputs=", float[A,B,C,D] z"), {}),
     Reason.NOTHING_READS_IT: (_pull("").replace("y = Batch", "y = Relu(d) e = Batch"), {}),
     Reason.READERS_DISAGREE: (_DISAGREE, {}),
     Reason.OPERATOR_IS_NOT_LINEAR: (_pull("d = Sigmoid(c)"), {}),
     Reason.OPERATOR_HAS_NO_RULE: (_pull("d = Add(c, c)"), {}),
     Reason.OPERATOR_IS_UNKNOWN: (_pull("d = strange.Thing(c)"), {"domains": ["strange"]}),
-    Reason.WEIGHTS_NOT_CONSTANT: (_pull("").replace("Conv(x, w)", "Conv(x, z)").replace("x)", "x, float[4,3,3,3] z)", 1), {}),
+    Reason.WEIGHTS_NOT_CONSTANT: (
+        _pull("").replace("Conv(x, w)", "Conv(x, z)").replace("x)", "x, float[4,3,3,3] z)", 1),
+        {},
+    ),
     Reason.WEIGHTS_ARE_QUANTISED: (_QUANTISED, {}),
     Reason.OPERATOR_MIXES_CHANNELS: (_pull("d = ReduceMean <axes=[1]> (c)").replace("[4]", "[1]"), {}),
     Reason.AXIS_NOT_PROVEN: (_pull("d = Reshape(c, r)", inputs=", int64[4] r"), {}),
@@ -79,7 +98,10 @@ ROWS: dict[Reason, tuple[str, dict[str, object]]] = {
     Reason.SHIFT_MEETS_PRODUCT: (_pull("d = Mul(c, p)", ", float[6,6] p"), {}),
     Reason.SCALE_IS_NOT_POSITIVE: (_pull("d = MaxPool <kernel_shape=[2,2]> (c)"), {"gamma": -1}),
     Reason.SCALE_IS_ZERO: (_push("d = Add(c, p)", ", float[4,8,8] p"), {"gamma": [0, 1, 2, 3]}),
-    Reason.INDICES_ARE_READ: (_pull("d, i = MaxPool <kernel_shape=[2,2]> (c)", outputs=", int64[A,B,C,D] i"), {"gamma": 1}),
+    Reason.INDICES_ARE_READ: (
+        _pull("d, i = MaxPool <kernel_shape=[2,2]> (c)", outputs=", int64[A,B,C,D] i"),
+        {"gamma": 1},
+    ),
     Reason.CAST_NARROWS: (_pull("e = Cast <to=10> (c) d = Cast <to=1> (e)"), {}),
     Reason.OVERFLOWS_DTYPE: (_pull(""), {"gamma": 1e30, "w": 1e30}),
     Reason.UNDERFLOWS_DTYPE: (_pull(""), {"gamma": 1e-30, "w": 1e-12, "mean": 0}),

@@ -26,7 +26,9 @@ class Shapes:
             given = (sizes or {}).get(value.name or "")
             value.shape = _named(value.shape, i) if given is None else ir.Shape(given)
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(probe)
-        self._values = {v.name: v for v in ir.convenience.create_value_mapping(probe.graph, include_subgraphs=False).values()}
+        self._values = {
+            v.name: v for v in ir.convenience.create_value_mapping(probe.graph, include_subgraphs=False).values()
+        }
         self._shapes = {name: _shape(v) for name, v in self._values.items()}
 
     def shape(self, value: ir.Value | None) -> Shape | None:

@@ -44,7 +44,9 @@ def write(graph: OnnxGraph, plan: FoldPlan) -> Written:
     if graph.model.ir_version < 4:
         editor.initializers_are_inputs()
     positions = {index: graph.constant_position(graph.operators[index]) for index in _constant_operands(plan.bench)}
-    values = {v.name: v for v in ir.convenience.create_value_mapping(graph.model.graph, include_subgraphs=False).values()}
+    values = {
+        v.name: v for v in ir.convenience.create_value_mapping(graph.model.graph, include_subgraphs=False).values()
+    }
     for fold in plan.bench.folds:
         _rename(fold, values, editor)
         for operator in fold.source.operators:
@@ -108,6 +110,14 @@ def record(model: ir.Model, plan: FoldPlan, providers: tuple[str, ...]) -> None:
         }
         for fold in plan.bench.folds
     ]
-    earlier = json.loads(model.metadata_props.get("bnfold.folds", "[]"))
-    model.metadata_props["bnfold.folds"] = json.dumps([*earlier, *entries])
+    model.metadata_props["bnfold.folds"] = json.dumps([*_earlier(model), *entries])
     model.metadata_props["bnfold.verified"] = ", ".join(providers) or "no"
+
+
+def _earlier(model: ir.Model) -> list[object]:
+    """What an earlier fold recorded; nothing where somebody else has written there."""
+    try:
+        earlier = json.loads(model.metadata_props.get("bnfold.folds", "[]"))
+    except ValueError:
+        return []
+    return earlier if isinstance(earlier, list) else []
