@@ -92,6 +92,13 @@ def test_a_value_that_is_joined_to_itself_has_no_solution_unless_its_slices_are_
         assert reasons(fold(net))[0][:1] == ([] if expected is None else [expected])
 
 
+def test_a_value_that_is_joined_to_itself_is_read_as_it_is_where_one_slice_is_the_identity() -> None:
+    net = image()
+    stem = net.conv("x", weights())
+    net.output(net.bn(net.concat(1, stem, stem), ChannelAffine.concat([ChannelAffine.identity(3), SIGNED])))
+    assert reasons(fold(net))[0][0] is Reason.VALUE_HAS_OTHER_READERS
+
+
 @pytest.mark.parametrize("reader", ["conv", "barrier"])
 def test_a_value_with_another_reader_is_not_changed(reader: str) -> None:
     net = image()
