@@ -179,6 +179,19 @@ def test_a_run_that_another_constant_cuts_is_composed_as_the_folds_have_left_it(
     assert made.decisions[0].into == ("second",)  # type: ignore[union-attr]
 
 
+def test_the_constant_at_which_a_run_is_cut_is_taken_as_the_fold_before_it_has_left_it() -> None:
+    net = image()
+    value = net.bn(net.matmul("x", draw(6, 6), draw(6)), SCALE, name="channels")
+    value = net.arithmetic(Arithmetic.ADD, value, draw(6), name="bias")  # becomes one number per channel and column
+    value = net.arithmetic(Arithmetic.MULTIPLY, value, draw(6, seed=1), name="columns")
+    net.output(net.conv(value, weights()))
+    made = fold(net)
+    assert [(d.subject.name, d.subject.kind, type(d)) for d in made.decisions] == [
+        ("channels", "BatchNorm", Folded),
+        ("columns", "ConstantOperand", Folded),
+    ]
+
+
 def test_a_run_on_two_axes_is_two_sources() -> None:
     net = image()
     value = net.bn(net.conv("x", weights(size=1)), SIGNED, name="channels")
