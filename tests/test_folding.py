@@ -92,6 +92,13 @@ def test_a_value_that_is_joined_to_itself_has_no_solution_unless_its_slices_are_
         assert reasons(fold(net))[0][:1] == ([] if expected is None else [expected])
 
 
+def test_a_value_that_is_joined_to_itself_is_read_as_it_is_where_one_slice_is_the_identity() -> None:
+    net = image()
+    stem = net.conv("x", weights())
+    net.output(net.bn(net.concat(1, stem, stem), ChannelAffine.concat([ChannelAffine.identity(3), SIGNED])))
+    assert reasons(fold(net))[0][0] is Reason.VALUE_HAS_OTHER_READERS
+
+
 @pytest.mark.parametrize("reader", ["conv", "barrier"])
 def test_a_value_with_another_reader_is_not_changed(reader: str) -> None:
     net = image()
@@ -170,6 +177,19 @@ def test_a_run_that_another_constant_cuts_is_composed_as_the_folds_have_left_it(
     made = fold(net)
     assert [d.subject.name for d in made.decisions if isinstance(d, Folded)] == ["first", "second"]
     assert made.decisions[0].into == ("second",)  # type: ignore[union-attr]
+
+
+def test_the_constant_at_which_a_run_is_cut_is_taken_as_the_fold_before_it_has_left_it() -> None:
+    net = image()
+    value = net.bn(net.matmul("x", draw(6, 6), draw(6)), SCALE, name="channels")
+    value = net.arithmetic(Arithmetic.ADD, value, draw(6), name="bias")  # becomes one number per channel and column
+    value = net.arithmetic(Arithmetic.MULTIPLY, value, draw(6, seed=1), name="columns")
+    net.output(net.conv(value, weights()))
+    made = fold(net)
+    assert [(d.subject.name, d.subject.kind, type(d)) for d in made.decisions] == [
+        ("channels", "BatchNorm", Folded),
+        ("columns", "ConstantOperand", Folded),
+    ]
 
 
 def test_a_run_on_two_axes_is_two_sources() -> None:
