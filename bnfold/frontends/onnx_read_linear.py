@@ -25,7 +25,7 @@ class ReadLinear:
     data: ir.Value
 
 
-def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:  # noqa: PLR0911
+def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     """Conv and ConvTranspose of any rank and any groups."""
     data, weight_value, bias_value = (input_at(node, i) for i in range(3))
     weight, bias = context.constants.array(weight_value), context.constants.array(bias_value)
