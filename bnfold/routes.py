@@ -13,6 +13,7 @@ from bnfold.bench import Bench
 from bnfold.decision import Direction, Reason, Refusal
 from bnfold.graph import Edit, Operator, PlacedAffine, Step, Value
 from bnfold.sources import Source
+from bnfold.views import BatchNorm
 
 
 @dataclass
@@ -77,7 +78,14 @@ def _pull_through(
         return Refusal(Reason.READS_MODEL_INPUT, value)
     if producer.outputs[0] != value:
         return Refusal(Reason.OPERATOR_IS_NOT_LINEAR, producer.name)
-    return carriers.pull(producer, wanted[0], bench)
+    return _excluded(bench, producer) or carriers.pull(producer, wanted[0], bench)
+
+
+def _excluded(bench: Bench, operator: Operator) -> Refusal | None:
+    """A BatchNorm that the caller wants to keep does not take in another one either."""
+    if isinstance(operator.view, BatchNorm) and not bench.wanted(operator.name):
+        return Refusal(Reason.EXCLUDED_BY_CALLER, operator.name)
+    return None
 
 
 def _more(names: list[str]) -> str:
@@ -95,7 +103,7 @@ def push(bench: Bench, source: Source) -> Route | Refusal:
     while seen:
         index = min(seen)
         operator = bench.graph.operators[index]
-        step = carriers.push(operator, seen.pop(index), bench)
+        step = _excluded(bench, operator) or carriers.push(operator, seen.pop(index), bench)
         if isinstance(step, Refusal):
             return step
         route.took(operator, step)

@@ -9,7 +9,7 @@ from fold_graph import FLOAT32, Array, Net, affine, draw
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Folded, Kept, Reason, Refusal, Subject
 from bnfold.folding import FoldPlan, plan
-from bnfold.views import Arithmetic, Average, Barrier, Pad
+from bnfold.views import Arithmetic, Average, Barrier, BatchNorm, Pad
 
 #: Relative to the largest element of an output.
 EXACT = 1e-9
@@ -291,3 +291,16 @@ def test_padding_with_a_changed_constant_and_an_average_are_passed_on_one_route(
     value = net.pad(net.conv("x", weights()), Pad((0, 0, 1, 1), (0, 0, 1, 1), 1.0, FLOAT32))
     net.output(net.bn(net.pool(value, Average((2, 3))), ChannelAffine([2.0, 3, -1], [1.0, 0, 4])))
     assert [op.name for op in fold(net).bench.folds[0].through] == ["average2", "pad1"]
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_batchnorm_that_the_caller_keeps_takes_in_no_other(kept: int) -> None:
+    net = image()
+    first = net.bn("x", SIGNED)
+    net.output(net.bn(net.reduce(first, Average((2, 3))), SIGNED))
+    names = [op.name for op in net.operators if isinstance(op.view, BatchNorm)]
+    made = fold(net, names[kept])
+    assert not made.bench.folds
+    assert reasons(made)[kept] == [Reason.EXCLUDED_BY_CALLER]
+    assert Reason.EXCLUDED_BY_CALLER in reasons(made)[1 - kept]
+    assert len(fold(net).bench.folds) == 1
