@@ -6,7 +6,7 @@ multiplied out in float64 on demand, so that the stored number is rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,7 @@ class Bench:
 
     Attributes:
         graph: The model, read-only.
+        wanted: Which BatchNorms may change, by name.
         absorbed: What each linear operator has absorbed, in order.
         constants: New constant operands.
         affines: New affines of BatchNorms that stay.
@@ -51,8 +52,9 @@ class Bench:
         folds: Each fold that was taken, in order.
     """
 
-    def __init__(self, graph: FoldGraph) -> None:
+    def __init__(self, graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -> None:
         self.graph = graph
+        self.wanted = wanted
         self.absorbed: dict[int, tuple[AbsorbInput | AbsorbOutput, ...]] = {}
         self.constants: dict[int, Float64Array] = {}
         self.affines: dict[int, ChannelAffine] = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     import onnx
 
@@ -43,13 +43,16 @@ class Dataflow:
     decisions: tuple[int, ...]
 
 
-def trace(graph: onnx.GraphProto, types: Mapping[str, str]) -> Dataflow:
+def trace(graph: onnx.GraphProto, types: Mapping[str, str], outputs: Collection[str] | None = None) -> Dataflow:
     """Follow the inputs through the graph, whose nodes stand in topological order.
 
     Args:
         graph: The main graph.
+        outputs: The outputs that the caller wants; the graph's by default.
         types: Element type of the values by NumPy's name; a value of unknown type counts as a floating-point one.
     """
+    read = {name for node in graph.node for name in node_reads(node)}
+    read |= set(outputs) if outputs is not None else {value.name for value in graph.output}
     constants = {tensor.name: _numpy_name(tensor.data_type) for tensor in graph.initializer}
     types = {**constants, **types}
     names = [value.name for value in graph.input if value.name not in constants]
@@ -61,7 +64,7 @@ def trace(graph: onnx.GraphProto, types: Mapping[str, str]) -> Dataflow:
     for position, node in enumerate(graph.node):
         reads = set(node_reads(node))
         reached = node.op_type not in _SHAPES_ONLY and bool(reads & (inexact | exact))
-        if node.op_type in _RANDOM or (reached and bool(reads & inexact) and _jumps(node, inexact, types)):
+        if node.op_type in _RANDOM or (reached and bool(reads & inexact) and _jumps(node, inexact, types, read)):
             decisions.append(position)
             reached = True
         for name in filter(None, node.output):
@@ -174,10 +177,11 @@ def _numpy_name(element: int) -> str:
     return str(onnx.helper.tensor_dtype_to_np_dtype(element).name)
 
 
-def _jumps(node: onnx.NodeProto, inexact: set[str], types: Mapping[str, str]) -> bool:
+def _jumps(node: onnx.NodeProto, inexact: set[str], types: Mapping[str, str], read: set[str]) -> bool:
     """Whether the node turns inexact numbers into ones that jump; bodies that hold such a node count as one."""
     reads_floats = any(name in inexact and not _is_whole(types, name) for name in node_reads(node))
-    writes_whole = any(_is_whole(types, name) for name in filter(None, node.output))
+    # MaxPool's Indices are there in many files, and in few does anybody read them.
+    writes_whole = any(_is_whole(types, name) for name in node.output if name in read)
     # Dropout's mask is a constant, or drawn, and never a matter of rounding.
     if reads_floats and node.op_type != "Dropout" and (writes_whole or node.op_type in _JUMPING):
         return True

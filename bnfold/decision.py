@@ -47,6 +47,8 @@ class Reason(Enum):
     NOTHING_READS_IT = "no operator reads the value"
     #: Two ways through the graph ask for different affines on one value.
     READERS_DISAGREE = "two readers need different affines on the same value"
+    #: Nested sums of variables, each of which can take the shift at either operand.
+    TOO_MANY_WAYS = "the ways through the graph are too many to try"
     #: Sigmoid, Softmax, and everything else through which no affine passes.
     OPERATOR_IS_NOT_LINEAR = "the operator is not linear, and no affine passes through it"
     #: A standard operator without a rule.

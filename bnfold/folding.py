@@ -58,7 +58,7 @@ def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -
     Sources are taken in topological order; each is pulled into its producers if that is possible, else pushed. What
     was kept is tried again as long as that helps: a fold may make room for one before it (an Add that is there now).
     """
-    bench = Bench(graph)
+    bench = Bench(graph, wanted)
     decisions, kept = _refused(graph, wanted), list[tuple[int, Decision]]()
     folds = -1
     while len(bench.folds) > folds:

@@ -23,7 +23,7 @@ from bnfold.frontends.onnx_kernels_run import evaluate
 from bnfold.frontends.onnx_magnitude import magnitude_model
 from bnfold.frontends.onnx_regions import Cutter
 from bnfold.localsizes import model_shapes, small_shapes
-from bnfold.rounding import unit_roundoff
+from bnfold.rounding import smallest_subnormal, unit_roundoff
 
 _DOUBLE = 2.0**-53
 
@@ -112,9 +112,9 @@ def _check(cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, A
     if not outputs:
         raise BnfoldError("nothing reads what it computes, so that nothing can be compared")
     old, new = (cutter.cut(region.inputs, outputs) for cutter in cutters)
-    roundoff = _coarsest(new)
+    roundoff, smallest = _coarsest(new)
     wide = in_float64(old), in_float64(new)
-    bounds = magnitude_model(old, roundoff), magnitude_model(new, roundoff)
+    bounds = magnitude_model(old, roundoff), magnitude_model(new, roundoff, smallest)
     slack = _DOUBLE * (64 + max(_terms(old), _terms(new)))
     worst, tensor = 0.0, outputs[0]
     for feeds in _feeds([*old.graph.input, *new.graph.input], sizes, seed):
@@ -144,11 +144,12 @@ def _of(model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[s
     return {value.name: feeds[value.name] for value in model.graph.input}
 
 
-def _coarsest(model: onnx.ModelProto) -> float:
-    """The largest unit round-off among the stored numbers."""
+def _coarsest(model: onnx.ModelProto) -> tuple[float, float]:
+    """The unit round-off of the coarsest dtype among the stored numbers, and its smallest normal number."""
     dtypes = {onnx.helper.tensor_dtype_to_np_dtype(t.data_type) for t in model.graph.initializer}
     floats = [d for d in dtypes if d.kind == "f" or d.name == "bfloat16"]
-    return max((unit_roundoff(d) for d in floats), default=unit_roundoff(np.dtype(np.float32)))
+    coarsest = max(floats, key=unit_roundoff, default=np.dtype(np.float32))
+    return unit_roundoff(coarsest), smallest_subnormal(coarsest) / (2 * unit_roundoff(coarsest))
 
 
 def _terms(model: onnx.ModelProto) -> int:

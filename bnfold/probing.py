@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bnfold.comparison import UNIT_ROUNDOFF
 from bnfold.dataflow import FLOATS, Dataflow, descendants, trace
-from bnfold.runtime import Session, open_session
+from bnfold.runtime import Session, name_nodes, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,15 +111,13 @@ def _probe(model: onnx.ModelProto, fed: Mapping[str, str], provider: str) -> Pro
     graph.output.extend(outputs)
     for name, kind in fed.items():
         graph.input.append(onnx.helper.make_tensor_value_info(name, _element(kind), None))
-    for node in graph.node:
-        # The provider's record of who ran what goes by names.
-        node.name = node.name or next(iter(node.output), "")
+    name_nodes(graph)
     held = {output.name for output in outputs}
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in _node_outputs(graph) if name not in held)
     session = open_session(copy, provider)
     for tensor in graph.initializer:
         tensor.ClearField("raw_data")  # the session has its own
-    flow = trace(graph, session.types)
+    flow = trace(graph, session.types, {value.name for value in outputs})
     sources = {name for position in flow.decisions for name in graph.node[position].output if name}
     return Probe(graph, session, flow, frozenset(descendants(graph, sources)))
 

@@ -13,7 +13,7 @@ from bnfold.bench import Bench
 from bnfold.decision import Direction, Reason, Refusal
 from bnfold.graph import Edit, Operator, PlacedAffine, Step, Use, Value
 from bnfold.sources import Source
-from bnfold.views import Select
+from bnfold.views import BatchNorm, Select
 
 #: How many values a pull looks at before it gives up; only nested sums of variables come near.
 MAX_STEPS = 1024
@@ -77,20 +77,18 @@ def pull(bench: Bench, source: Source) -> Route | Refusal:
     start = bench.root(source.input)
     edges = {(source.operators[0].index, 0)}
     searches = [_Search(Route("pull"), {start: [source.placed]}, {start: edges})]
-    refusal: Refusal | None = None
-    for _ in range(MAX_STEPS):
-        search = searches.pop()
+    refusals: list[Refusal] = []
+    steps = 0
+    while searches and steps < MAX_STEPS:
+        search, steps = searches.pop(), steps + 1
         if not search.wanted:
             return search.route
         ways = _ways(bench, search)
         if isinstance(ways, Refusal):
-            refusal = refusal or ways
+            refusals.append(ways)
         else:
             searches += reversed(ways)
-        if not searches:
-            break
-    assert refusal is not None
-    return refusal
+    return refusals[0] if refusals else Refusal(Reason.TOO_MANY_WAYS, start)
 
 
 def _ways(bench: Bench, search: _Search) -> list[_Search] | Refusal:
@@ -104,7 +102,7 @@ def _ways(bench: Bench, search: _Search) -> list[_Search] | Refusal:
     producer = bench.producer(value)
     if producer is None:
         return Refusal(Reason.READS_MODEL_INPUT, value)
-    answer = carriers.pull(producer, wanted[0], bench, producer.outputs.index(value))
+    answer = _excluded(bench, producer) or carriers.pull(producer, wanted[0], bench, producer.outputs.index(value))
     if isinstance(answer, Refusal):
         return answer
     steps = answer if isinstance(answer, tuple) else (answer,)
@@ -134,6 +132,13 @@ def _is_untouched(bench: Bench, use: Use, placed: PlacedAffine) -> bool:
     return isinstance(step, Step) and all(p.affine.is_identity for p in step.placed.values())
 
 
+def _excluded(bench: Bench, operator: Operator) -> Refusal | None:
+    """A BatchNorm that the caller wants to keep does not take in another one either."""
+    if isinstance(operator.view, BatchNorm) and not bench.wanted(operator.name):
+        return Refusal(Reason.EXCLUDED_BY_CALLER, operator.name)
+    return None
+
+
 def _more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
@@ -149,7 +154,7 @@ def push(bench: Bench, source: Source) -> Route | Refusal:
     while seen:
         index = min(seen)
         operator = bench.graph.operators[index]
-        step = carriers.push(operator, seen.pop(index), bench)
+        step = _excluded(bench, operator) or carriers.push(operator, seen.pop(index), bench)
         if isinstance(step, Refusal):
             return step
         route.took(operator, step)

@@ -89,9 +89,20 @@ def exposing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    name_nodes(copy.graph)
     held = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in held)
     return copy
+
+
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name of its own: onnxruntime refuses equal ones, and records by name who ran what."""
+    taken: set[str] = set()
+    for place, node in enumerate(graph.node):
+        node.name = node.name or next(iter(node.output), "")
+        if node.name in taken:
+            node.name = f"{node.name} (node {place})"
+        taken.add(node.name)
 
 
 def judge_placement(assignments: Iterable[Assignment], floating: frozenset[str], provider: str) -> tuple[str, ...]:

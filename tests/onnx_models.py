@@ -61,7 +61,7 @@ def parse(
     version = ir_version or _IR_VERSIONS.get(opset, 8)
     model = onnx.parser.parse_model(f"<ir_version: {version}, opset_import: [{imports}]> main {text} {functions}")
     generator, graph = np.random.default_rng(seed), model.graph
-    inner = [info for info in graph.value_info]
+    inner = list(graph.value_info)
     graph.ClearField("value_info")
     for info in inner:
         given = (values or {}).get(info.name)

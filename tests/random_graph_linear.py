@@ -221,7 +221,7 @@ def _constant_shape(b: Builder, x: Value) -> tuple[int, ...]:
     """A scalar, one axis, the spatial axes, the whole shape, or (rarely) more than the value has."""
     sizes, way = [1] * x.rank, b.rng.random()
     if way < 0.15 or not x.rank:
-        return b.pick((), (1,))
+        return (1,) if b.pick(0, 1) else ()
     if way < 0.25:
         return x.shape
     if way < 0.35 and x.rank > 2:

@@ -137,7 +137,7 @@ def _finished(b: Builder, rng: np.random.Generator, static: bool) -> ModelProto:
     read = {name for node in b.nodes for name in node.input}
     computed = [v for v in b.values if v.name not in b.feeds]
     outputs = [v for v in computed if v is computed[-1] or rng.random() < (0.04 if v.name in read else 0.85)]
-    rng.shuffle(outputs)  # type: ignore[arg-type]
+    rng.shuffle(outputs)
     old = b.opset == 9 and rng.random() < 0.5
     listed = list(b.initializers) if old or rng.random() < 0.05 else []
     return b.finish(outputs, 3 if old else _IR_VERSIONS[b.opset], listed, static)

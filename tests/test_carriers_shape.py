@@ -111,7 +111,11 @@ def test_split_channels_come_back_as_one_axis_with_the_same_affine() -> None:
 
 
 def test_an_affine_that_is_the_same_in_every_channel_lives_on_no_axis_and_fits_any() -> None:
-    moved = reindex(on(1, ChannelAffine(np.full(8, 2.0), np.full(8, 3.0))), (2, 8, 3), (2, 24))
+    uniform = on(1, ChannelAffine(np.full(8, 2.0), np.full(8, 3.0)))
+    whole = reindex(uniform, ("N", 8, 4, 5), ("N", 8, 20))
+    assert whole is not None
+    assert whole.axes == (1,)  # an axis that stays whole keeps it
+    moved = reindex(uniform, (2, 8, 3), (2, 24))
     assert moved is not None
     assert moved.axes == ()
     assert moved.spread(1, 24) is not None

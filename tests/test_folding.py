@@ -9,7 +9,7 @@ from fold_graph import FLOAT32, Array, Net, affine, draw
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Folded, Kept, Reason, Refusal, Subject
 from bnfold.folding import FoldPlan, plan
-from bnfold.views import Arithmetic, Average, Barrier, Pad
+from bnfold.views import Arithmetic, Average, Barrier, BatchNorm, Pad
 
 #: Relative to the largest element of an output.
 EXACT = 1e-9
@@ -92,6 +92,13 @@ def test_a_value_that_is_joined_to_itself_has_no_solution_unless_its_slices_are_
         assert reasons(fold(net))[0][:1] == ([] if expected is None else [expected])
 
 
+def test_a_value_that_is_joined_to_itself_is_read_as_it_is_where_one_slice_is_the_identity() -> None:
+    net = image()
+    stem = net.conv("x", weights())
+    net.output(net.bn(net.concat(1, stem, stem), ChannelAffine.concat([ChannelAffine.identity(3), SIGNED])))
+    assert reasons(fold(net))[0][0] is Reason.VALUE_HAS_OTHER_READERS
+
+
 @pytest.mark.parametrize("reader", ["conv", "barrier"])
 def test_a_value_with_another_reader_is_not_changed(reader: str) -> None:
     net = image()
@@ -172,6 +179,19 @@ def test_a_run_that_another_constant_cuts_is_composed_as_the_folds_have_left_it(
     assert made.decisions[0].into == ("second",)  # type: ignore[union-attr]
 
 
+def test_the_constant_at_which_a_run_is_cut_is_taken_as_the_fold_before_it_has_left_it() -> None:
+    net = image()
+    value = net.bn(net.matmul("x", draw(6, 6), draw(6)), SCALE, name="channels")
+    value = net.arithmetic(Arithmetic.ADD, value, draw(6), name="bias")  # becomes one number per channel and column
+    value = net.arithmetic(Arithmetic.MULTIPLY, value, draw(6, seed=1), name="columns")
+    net.output(net.conv(value, weights()))
+    made = fold(net)
+    assert [(d.subject.name, d.subject.kind, type(d)) for d in made.decisions] == [
+        ("channels", "BatchNorm", Folded),
+        ("columns", "ConstantOperand", Folded),
+    ]
+
+
 def test_a_run_on_two_axes_is_two_sources() -> None:
     net = image()
     value = net.bn(net.conv("x", weights(size=1)), SIGNED, name="channels")
@@ -225,8 +245,7 @@ def test_what_the_caller_excludes_is_kept_and_breaks_a_run() -> None:
     value = net.bn(net.bn(net.conv("x", weights()), SIGNED, name="first"), affine(3, 5), name="second")
     net.output(net.bn(value, affine(3, 6), name="third"))
     made = fold(net, "second")
-    assert reasons(made) == [[], [Reason.EXCLUDED_BY_CALLER], []]
-    assert made.decisions[2].into == ("second",)  # type: ignore[union-attr]
+    assert reasons(made) == [[], [Reason.EXCLUDED_BY_CALLER], [Reason.EXCLUDED_BY_CALLER, Reason.IS_MODEL_OUTPUT]]
 
 
 @pytest.mark.parametrize(("parameter", "value"), [(0, np.inf), (0, np.nan), (1, np.inf), (1, np.nan)])
@@ -271,3 +290,16 @@ def test_padding_with_a_changed_constant_and_an_average_are_passed_on_one_route(
     value = net.pad(net.conv("x", weights()), Pad((0, 0, 1, 1), (0, 0, 1, 1), 1.0, FLOAT32))
     net.output(net.bn(net.pool(value, Average((2, 3))), ChannelAffine([2.0, 3, -1], [1.0, 0, 4])))
     assert [op.name for op in fold(net).bench.folds[0].through] == ["average2", "pad1"]
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_batchnorm_that_the_caller_keeps_takes_in_no_other(kept: int) -> None:
+    net = image()
+    first = net.bn("x", SIGNED)
+    net.output(net.bn(net.reduce(first, Average((2, 3))), SIGNED))
+    names = [op.name for op in net.operators if isinstance(op.view, BatchNorm)]
+    made = fold(net, names[kept])
+    assert not made.bench.folds
+    assert reasons(made)[kept] == [Reason.EXCLUDED_BY_CALLER]
+    assert Reason.EXCLUDED_BY_CALLER in reasons(made)[1 - kept]
+    assert len(fold(net).bench.folds) == 1

@@ -213,5 +213,6 @@ def test_a_batchnorm_between_input_and_output_is_kept_and_one_before_a_conv_is_f
 
 
 def test_a_batchnorm_of_no_channels_is_no_traceback() -> None:
-    text = f"(float[N,0,8] x) => (float[N,0,8] y) <{PARAMETERS.replace('[4]', '[0]')}> {{ y = BatchNormalization(x, {STATS}) }}"
+    parameters = PARAMETERS.replace("[4]", "[0]")
+    text = f"(float[N,0,8] x) => (float[N,0,8] y) <{parameters}> {{ y = BatchNormalization(x, {STATS}) }}"
     assert len(bnfold.inspect(ir.from_proto(parse(text))).kept) == 1

@@ -22,9 +22,10 @@ def _conv(rank: int, group: int, attributes: str, bias: str, *, op: str = "Conv"
     weight = f"float[4,{4 // group},{KERNEL[rank]}] w"
     reads = {"none": "x, w", "empty": 'x, w, ""', "given": "x, w, b"}[bias]
     extra = ", float[4] b" if bias == "given" else ""
-    return f"""(float[N,4,{SPATIAL[rank]}] x) => (float[N,4,{", ".join("PQR"[:rank])}] y) <{weight}{extra}, {PARAMETERS}>
+    return f"""(float[N,4,{SPATIAL[rank]}] x) => (float[N,4,{", ".join("PQR"[:rank])}] y)
+        <{weight}{extra}, {PARAMETERS}>
         {{ c = {op} <group={group}{attributes}> ({reads})
-           y = BatchNormalization({"c"}, {STATS}) }}"""
+           y = BatchNormalization(c, {STATS}) }}"""
 
 
 @pytest.mark.parametrize("bias", ["none", "empty", "given"])
@@ -149,7 +150,8 @@ def test_a_gemm_takes_a_batchnorm_at_either_end(trans_a: int, trans_b: int, c: s
     reads = {"none": "", "empty": ', ""'}.get(c, ", c")
     inputs = f"<float[{weight}] w{', ' + declared if declared else ''}, {PARAMETERS}>"
     gemm = f"Gemm <transA={trans_a}, transB={trans_b}, alpha=-1.7, beta=0.3>"
-    behind = f"(float[{data}] x) => (float[6,4] y) {inputs} {{ g = {gemm} (x, w{reads}) y = BatchNormalization(g, {STATS}) }}"
+    behind = f"""(float[{data}] x) => (float[6,4] y) {inputs}
+        {{ g = {gemm} (x, w{reads}) y = BatchNormalization(g, {STATS}) }}"""
     result = assert_fold(parse(behind), folded=1)
     assert ops(result.model) == ["Gemm"]
     parameters = PARAMETERS.replace("[4]", "[6]") if trans_a else PARAMETERS

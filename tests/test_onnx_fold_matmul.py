@@ -34,8 +34,8 @@ def test_a_batchnorm_behind_a_matmul_with_its_constant_on_the_right_is_folded(ra
 @pytest.mark.parametrize("add", ["", "float[4,1] b", "float b", "float[1,4,1] b"])
 def test_a_batchnorm_behind_a_matmul_with_its_constant_on_the_left_is_folded(add: str) -> None:
     text = f"""(float[N,7,5] x) => (float[P,Q,R] y) <float[4,7] w{", " + add if add else ""}, {PARAMETERS}>
-        {{ m = MatMul(w, x) {"s = Add(b, m)" if add else ""} y = BatchNormalization({"s" if add else "m"}, {STATS}) }}"""
-    assert ops(assert_fold(parse(text), folded=1).model) == ["MatMul", "Add"]
+        {{ m = MatMul(w, x) {"s = Add(b, m)" if add else "s = Identity(m)"} y = BatchNormalization(s, {STATS}) }}"""
+    assert ops(assert_fold(parse(text), folded=1).model)[:2] == ["MatMul", "Add"]
 
 
 @pytest.mark.parametrize("shape", ["5,4", "1,5,1", "5,1"])
@@ -141,5 +141,6 @@ def test_more_adds_than_a_batchnorm_costs_are_refused() -> None:
 
 def test_a_matmul_or_gemm_of_two_variables_is_a_barrier() -> None:
     for node in ("MatMul(x, z)", "Gemm(x, z)"):
-        text = f"(float[N,4] x, float[4,4] z) => (float[N,4] y) <{PARAMETERS}> {{ m = {node} y = BatchNormalization(m, {STATS}) }}"
+        text = f"""(float[N,4] x, float[4,4] z) => (float[N,4] y) <{PARAMETERS}>
+            {{ m = {node} y = BatchNormalization(m, {STATS}) }}"""
         assert_fold(parse(text), folded=0, kept=[Reason.WEIGHTS_NOT_CONSTANT])

@@ -146,7 +146,8 @@ def test_a_body_may_use_names_of_the_main_graph_for_values_of_its_own() -> None:
     body = "{ t = Relu(x) s = Neg(t) }"
     text = f"""(float[N,4,6,6] x, bool q) => (float[N,4,6,6] y, float[N,4,6,6] z, float[N,4,6,6] OUT)
         <float[4,4,1,1] w, {PARAMETERS}>
-        {{ z = If (q) <then_branch = g1 () => (float[N,4,6,6] s) {body}, else_branch = g2 () => (float[N,4,6,6] s) {body}>
+        {{ z = If (q) <then_branch = g1 () => (float[N,4,6,6] s) {body},
+                       else_branch = g2 () => (float[N,4,6,6] s) {body}>
            t = Conv(x, w) y = BatchNormalization(t, {STATS}) OUT = Relu(x) }}"""
     assert_fold(parse(text.replace("OUT", "o")), folded=1)
     shown = parse(text.replace("OUT = Relu(x)", "").replace("OUT", "t"))
@@ -176,3 +177,19 @@ def test_a_batchnorm_whose_operands_cross_is_folded_with_its_own_parameters() ->
 def test_a_batchnorm_that_nothing_reads_is_folded_too_and_stops_no_other() -> None:
     dead = f"a = Conv(x, w) d = BatchNormalization(a, {STATS}) b = Conv(x, w) y = BatchNormalization(b, {STATS2})"
     assert_fold(parse(_shared(dead, ONE_OUT)), folded=2)
+
+
+def test_the_sum_of_a_conv_and_a_shortcut_is_not_scaled_by_half() -> None:
+    # opencv#29160: the shortcut would miss the scale.
+    text = f"""(float[N,4,8,8] x) => (float[N,4,8,8] y) <float[4,4,1,1] w, {PARAMETERS}>
+        {{ c = Conv(x, w) s = Add(c, x) y = BatchNormalization(s, {STATS}) }}"""
+    assert_fold(parse(text), folded=0, kept=[Reason.OPERATOR_HAS_NO_RULE])
+
+
+def test_a_squeeze_and_excite_block_is_folded_before_and_behind_the_gate() -> None:
+    # tvm#17151: MobileNetV3's gate reads the BatchNorm's output twice, once through a global pool.
+    text = f"""(float[N,3,8,8] x) => (float[N,4,6,6] y)
+        <float[4,3,3,3] w, float[4,4,1,1] v, float[4,4,1,1] u, {PARAMETERS}, {SECOND}>
+        {{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) p = GlobalAveragePool(b) e = Conv(p, v) g = Sigmoid(e)
+           m = Mul(b, g) d = Conv(m, u) y = BatchNormalization(d, {STATS2}) }}"""
+    assert_fold(parse(text), folded=2)

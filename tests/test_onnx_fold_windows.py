@@ -107,8 +107,7 @@ def test_a_dilated_maximum_may_see_nothing_but_padding() -> None:
 
 def test_a_maximum_whose_indices_are_read_is_kept() -> None:
     text = pulled("d, i = MaxPool <kernel_shape=[2,2]> (c)")
-    # Only the plan is looked at: the end-to-end check takes a MaxPool with two outputs for a decision, and holds it.
-    assert reasons(bnfold.inspect(ir.from_proto(parse(text, values=POSITIVE)))) == []
+    assert_fold(parse(text, values=POSITIVE), folded=1)
     read = parse(text.replace("y)", "y, int64[A,B,C,D] i)", 1), values=POSITIVE)
     assert reasons(bnfold.inspect(ir.from_proto(read)))[0] is Reason.INDICES_ARE_READ
 
@@ -184,8 +183,21 @@ def test_resizing_to_sizes_needs_a_channel_axis_of_proven_length() -> None:
     check(scaled, Reason.AXIS_NOT_PROVEN, s=[1, 2, 1, 1])
 
 
+@pytest.mark.parametrize("nearest", ["", "floor", "round_prefer_floor", "ceil", "round_prefer_ceil"])
+def test_the_half_pixel_of_old_tensorflow_passes_unless_it_moves_a_channel(nearest: str) -> None:
+    mode = f', nearest_mode="{nearest}"' if nearest else ""
+    node = f'd = Resize <coordinate_transformation_mode="tf_half_pixel_for_nn"{mode}> (c, roi, s)'
+    text = pulled(node, more=", float[0] roi, float[4] s")
+    if "ceil" in nearest:
+        report = bnfold.inspect(ir.from_proto(parse(text, opset=11, values={"s": [1, 1, 2, 2]})))
+        assert reasons(report)[0] is Reason.AXIS_NOT_PROVEN
+    else:
+        check(text, opset=11, s=[1, 1, 2, 2])
+
+
 def test_cropping_passes_where_nothing_outside_is_read_or_the_number_there_stays() -> None:
-    node = 'd = Resize <mode="linear", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=2.0> (c, roi, s)'
+    attributes = 'mode="linear", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=2.0'
+    node = f"d = Resize <{attributes}> (c, roi, s)"
     more = ", float[8] roi, float[4] s"
     inside, outside = [0, 0, 0.1, 0.2, 1, 1, 0.9, 0.7], [0, 0, -0.5, 0, 1, 1, 1.5, 1]
     check(pulled(node, more=more), roi=inside, s=[1, 1, 2, 2])

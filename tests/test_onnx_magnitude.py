@@ -267,3 +267,15 @@ def test_a_use_of_an_operator_without_a_bound_is_refused(
     region.add(call[0], *(names.get(name, name) for name in call[1:]), **attributes)
     with pytest.raises(ModelError, match=words):
         magnitude_model(region.model())
+
+
+def test_a_subnormal_number_is_rounded_as_if_it_were_normal() -> None:
+    region = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y)'
+        "<float[2] b = {1e-6, 0.5}> { y = Add(x, b) }"
+    )
+    smallest = 2.0**-14
+    bound = evaluate(magnitude_model(region, 2.0**-11, smallest), {"x": np.zeros(2)})["y"]
+    assert bound.tolist() == [smallest, 0.5]
+    moved = np.float64(np.float16(1e-6)) - 1e-6
+    assert 1e-6 * 2.0**-11 < abs(moved) <= smallest * 2.0**-11

@@ -40,7 +40,8 @@ _IF = f"""(float[N,3,8,8] x, bool q) => (float[N,4,6,6] y, float[N,4,6,6] z) <{W
 _DISAGREE = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <{WEIGHT}, {PARAMETERS.replace("[4]", "[8]")}>
     {{ c = Conv(x, w) d = Concat <axis=1> (c, c) y = BatchNormalization(d, {STATS}) }}"""
 
-_COSTS = f"""(float[N,7] x) => (float[N,12] y) <float[7,4] u, float[7,4] v, float[7,4] w, {PARAMETERS.replace("[4]", "[12]")}>
+_TWELVE = PARAMETERS.replace("[4]", "[12]")
+_COSTS = f"""(float[N,7] x) => (float[N,12] y) <float[7,4] u, float[7,4] v, float[7,4] w, {_TWELVE}>
     {{ a = MatMul(x, u) b = MatMul(x, v) c = MatMul(x, w) d = Concat <axis=1> (a, b, c)
        y = BatchNormalization(d, {STATS}) }}"""
 

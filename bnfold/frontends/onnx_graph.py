@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from bnfold.affine import Float64Array
@@ -43,7 +44,7 @@ class OnnxGraph:
         readers: The caller's own readers, by domain ("" for the standard operators) and operator type.
 
     Raises:
-        ModelError: The model's operator set is older than 7.
+        ModelError: The model's operator set is older than 7, or a node lacks an input.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class OnnxGraph:
                 f"operator set {opset} is too old, the oldest that bnfold reads is {OLDEST_OPSET}",
                 remedy="convert the model with onnx.version_converter",
             )
+        _check_inputs(model, opset)
         shapes = Shapes(model)
         constants = Constants(model, shapes, keep_overridable=keep_overridable)
         self.context = Context(shapes, constants, opset, frozenset(model.functions))
@@ -163,6 +165,20 @@ class OnnxGraph:
                 yield name, Refusal(Reason.CAPTURED_BY_SUBGRAPH, name)
             elif value.is_initializer() and not value.is_graph_input():
                 yield name, Refusal(Reason.IS_CONSTANT, name)
+
+
+def _check_inputs(model: ir.Model, opset: int) -> None:
+    """Standard operators must have their inputs; nothing else about a node is promised to the readers."""
+    for node in model.graph:
+        if not is_standard(node) or not onnx.defs.has(node.op_type):
+            continue
+        try:
+            needed = onnx.defs.get_schema(node.op_type, opset).min_input
+        except onnx.defs.SchemaError:  # not in this operator set; onnxruntime will say so
+            continue
+        if len(node.inputs) < needed:
+            what = f"{node.op_type} has {len(node.inputs)} inputs and needs {needed}"
+            raise ModelError(what, where=name_of(node), remedy="export the model again")
 
 
 def _unreachable(model: ir.Model) -> Iterator[Kept]:

@@ -153,6 +153,8 @@ def _positions(axis: _Axis, sampling: Sampling) -> Array:
             found = i / scale
         case "half_pixel":
             found = (i + half) / scale - half
+        case "tf_half_pixel_for_nn":  # opsets 11 and 12
+            found = (i + half) / scale
         case "pytorch_half_pixel":
             found = (i + half) / scale - half if axis.output > 1 else np.zeros_like(i)
         case "half_pixel_symmetric":

@@ -31,7 +31,7 @@ _EXACT = frozenset((
 # fmt: on
 
 
-def magnitude_model(model: ModelProto, roundoff: float = 0.0) -> ModelProto:
+def magnitude_model(model: ModelProto, roundoff: float = 0.0, smallest_normal: float = 0.0) -> ModelProto:
     """The model that, fed |x|, computes B: one rounding of every stored number moves an output by at most `roundoff*B`.
 
     Inputs and outputs keep their names; float outputs are B, of the shape of the original, others are as they were.
@@ -42,12 +42,14 @@ def magnitude_model(model: ModelProto, roundoff: float = 0.0) -> ModelProto:
         model: A small acyclic model, usually a region that was cut out.
         roundoff: The unit roundoff u of the stored numbers, for the terms of second order; with 0 the bound holds to
             first order, that is `u*B*(1 + k*u)` for a chain of k stored factors.
+        smallest_normal: That of the stored dtype: a subnormal number is rounded by up to `u*smallest_normal`, however
+            small it is.
 
     Raises:
         ModelError: No bound is known for an operator; the message names it.
     """
     model = in_float64(model)
-    tracks = TracksBuilder(model, roundoff)
+    tracks = TracksBuilder(model, roundoff, smallest_normal)
     for tensor in model.graph.initializer:
         tracks.add_constant(tensor.name, onnx.numpy_helper.to_array(tensor))
     for value in model.graph.input:

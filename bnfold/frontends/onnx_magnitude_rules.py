@@ -128,8 +128,8 @@ def _normalises(tracks: TracksBuilder, node: NodeProto) -> None:
         return tracks.node(node.op_type, [x, *constants], node.attribute)
 
     magnitude = apply(data.magnitude, np.abs(gamma), np.abs(beta))
-    moved = apply(tracks.error_or_zeros(data), np.abs(gamma) * (1 + ratio * u), np.abs(beta))
-    scaled = apply(data.magnitude, np.abs(gamma) * ratio, np.zeros_like(beta))
+    moved = apply(tracks.error_or_zeros(data), np.abs(gamma) * (1 + ratio * u), tracks.rounded(beta))
+    scaled = apply(data.magnitude, tracks.rounded(gamma) * ratio, np.zeros_like(beta))
     tracks.set_bound(node.output[0], Bound(magnitude, tracks.node("Add", [moved, scaled])))
 
 

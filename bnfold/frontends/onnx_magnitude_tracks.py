@@ -46,13 +46,15 @@ class TracksBuilder:
 
     Attributes:
         roundoff: The unit roundoff u, for second-order terms.
+        smallest_normal: Below it a number is rounded as if it were that large.
         nodes: The nodes so far.
         initializers: The initializers so far.
         constants: The values of the constant tensors of the region, float or not.
     """
 
-    def __init__(self, model: ModelProto, roundoff: float) -> None:
+    def __init__(self, model: ModelProto, roundoff: float, smallest_normal: float) -> None:
         self.roundoff = roundoff
+        self.smallest_normal = smallest_normal
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.constants: dict[str, Array] = {}
@@ -119,11 +121,17 @@ class TracksBuilder:
             if name in self._exact:
                 self._bounds[name] = Bound(self.node("Abs", [name]), None)
             elif name in self.constants:
-                stored = self.constant(np.abs(self.constants[name]))
-                self._bounds[name] = Bound(stored, stored)
+                size, rounded = np.abs(self.constants[name]), self.rounded(self.constants[name])
+                magnitude = self.constant(size)
+                error = magnitude if np.array_equal(size, rounded) else self.constant(rounded)
+                self._bounds[name] = Bound(magnitude, error)
             else:
                 raise ModelError("no rounding bound is known for this tensor", where=name)
         return self._bounds[name]
+
+    def rounded(self, stored: Array) -> Array:
+        """By how much, in units of u, storing the numbers may change them."""
+        return np.maximum(np.abs(stored), self.smallest_normal)
 
     def set_bound(self, name: str, bound: Bound) -> None:
         """Records the tracks of a node's output."""

@@ -79,8 +79,11 @@ def read_resize(node: ir.Node, context: Context) -> View:
     mode = str_attr(node, "mode", "nearest")
     if shape is None or mode not in ("nearest", "linear", "cubic"):
         return barrier(node, Reason.AXIS_NOT_PROVEN, f"mode {mode}" if shape else "unknown rank")
+    coordinates = str_attr(node, "coordinate_transformation_mode", "half_pixel")
+    if coordinates == "tf_half_pixel_for_nn" and "ceil" in str_attr(node, "nearest_mode", "round_prefer_floor"):
+        return barrier(node, Reason.AXIS_NOT_PROVEN, "it moves every element by one, channels too")
     untouched = _scaled_by_one(node, len(shape), context) | _same_length(node, context)
-    if str_attr(node, "coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize":
+    if coordinates != "tf_crop_and_resize":
         return Resample(frozenset(untouched))
     roi = context.constants.array(input_at(node, 1))
     if roi is None or roi.size != 2 * len(shape):

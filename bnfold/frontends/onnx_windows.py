@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bnfold.frontends.onnx_context import int_attr, ints_attr, str_attr
+from bnfold.errors import ModelError
+from bnfold.frontends.onnx_context import int_attr, ints_attr, name_of, str_attr
 from bnfold.graph import Shape
 
 
@@ -38,12 +39,13 @@ class Window:
 
 def window(node: ir.Node, kernel: tuple[int, ...], shape: Shape | None) -> Window:
     """The window of a Conv or pooling node that reads a value of `shape`."""
-    ones = (1,) * len(kernel)
-    strides, dilations = (ints_attr(node, name) or ones for name in ("strides", "dilations"))
+    strides, dilations = (_per_axis(node, name, (1,) * len(kernel)) for name in ("strides", "dilations"))
+    if shape is not None and len(shape) != len(kernel) + 2:
+        raise ModelError(f"a kernel of {len(kernel)} axes for a value of {len(shape)}", where=name_of(node))
     pads: tuple[int, ...] | None
     match str_attr(node, "auto_pad", "NOTSET"):
         case "NOTSET" | "":
-            pads = ints_attr(node, "pads") or (0,) * 2 * len(kernel)
+            pads = _per_axis(node, "pads", (0,) * 2 * len(kernel))
         case "VALID":
             pads = (0,) * 2 * len(kernel)
         case same:
@@ -51,6 +53,18 @@ def window(node: ir.Node, kernel: tuple[int, ...], shape: Shape | None) -> Windo
             totals = [_same(*axis) for axis in zip(spatial, kernel, strides, dilations, strict=True)]
             pads = _split(totals, same == "SAME_UPPER")
     return Window(kernel, strides, dilations, pads)
+
+
+def _per_axis(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """A list of integers as long as its default.
+
+    Raises:
+        ModelError: The model has another number of them.
+    """
+    found = ints_attr(node, name) or default
+    if len(found) != len(default):
+        raise ModelError(f"{name} has {len(found)} entries and needs {len(default)}", where=name_of(node))
+    return found
 
 
 def _same(size: int | str | None, kernel: int, stride: int, dilation: int) -> int | None:
@@ -76,9 +90,8 @@ def transposed_sees_every_tap(node: ir.Node, kernel: tuple[int, ...], shape: Sha
 
     Stride 1, and on every axis begin pads >= dilation*(k-1) and end pads >= dilation*(k-1) + output_padding.
     """
-    ones = (1,) * len(kernel)
-    strides, dilations = (ints_attr(node, name) or ones for name in ("strides", "dilations"))
-    extra = ints_attr(node, "output_padding") or (0,) * len(kernel)
+    strides, dilations = (_per_axis(node, name, (1,) * len(kernel)) for name in ("strides", "dilations"))
+    extra = _per_axis(node, "output_padding", (0,) * len(kernel))
     spans = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
     pads = _transposed_pads(node, spans, extra, shape)
     if pads is None or any(s != 1 for s in strides):
@@ -94,14 +107,14 @@ def _transposed_pads(
     """The pads of a ConvTranspose of stride 1."""
     wanted, auto = ints_attr(node, "output_shape"), str_attr(node, "auto_pad", "NOTSET")
     if wanted is None and auto in ("NOTSET", ""):
-        return ints_attr(node, "pads") or (0,) * 2 * len(spans)
+        return _per_axis(node, "pads", (0,) * 2 * len(spans))
     if wanted is None and auto == "VALID":
         return (0,) * 2 * len(spans)
     if wanted is None:
         return _split([span + e for span, e in zip(spans, extra, strict=True)], auto == "SAME_UPPER")
-    if shape is None:
+    sizes, outputs = () if shape is None else shape[2:], wanted[-len(spans) :]
+    if not len(sizes) == len(outputs) == len(spans):
         return None
-    sizes, outputs = shape[2:], wanted[-len(spans) :]
     totals = [
         size + e + span - out if isinstance(size, int) else None
         for size, e, span, out in zip(sizes, extra, spans, outputs, strict=True)

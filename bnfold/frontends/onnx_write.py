@@ -110,6 +110,14 @@ def record(model: ir.Model, plan: FoldPlan, providers: tuple[str, ...]) -> None:
         }
         for fold in plan.bench.folds
     ]
-    earlier = json.loads(model.metadata_props.get("bnfold.folds", "[]"))
-    model.metadata_props["bnfold.folds"] = json.dumps([*earlier, *entries])
+    model.metadata_props["bnfold.folds"] = json.dumps([*_earlier(model), *entries])
     model.metadata_props["bnfold.verified"] = ", ".join(providers) or "no"
+
+
+def _earlier(model: ir.Model) -> list[object]:
+    """What an earlier fold recorded; nothing where somebody else has written there."""
+    try:
+        earlier = json.loads(model.metadata_props.get("bnfold.folds", "[]"))
+    except ValueError:
+        return []
+    return earlier if isinstance(earlier, list) else []
