@@ -13,7 +13,18 @@ import numpy as np
 
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.decision import Direction, Refusal
-from bnfold.graph import AbsorbInput, AbsorbOutput, Edit, FoldGraph, Operator, SetAffine, SetConstant, Use, Value
+from bnfold.graph import (
+    AbsorbInput,
+    AbsorbOutput,
+    Edit,
+    FoldGraph,
+    Operator,
+    PlacedAffine,
+    SetAffine,
+    SetConstant,
+    Use,
+    Value,
+)
 from bnfold.linear import LinearParams
 from bnfold.sources import Source
 
@@ -29,6 +40,8 @@ class Fold:
         through: The operators that passed it on.
         beside: Further readers of values that changed, which see no difference.
         values: The values whose meaning it changed.
+        left: What stays in the source's place, a pure shift; None if nothing does.
+        refusal: Why it stays.
     """
 
     source: Source
@@ -37,6 +50,8 @@ class Fold:
     through: tuple[Operator, ...]
     beside: tuple[Operator, ...]
     values: frozenset[Value]
+    left: PlacedAffine | None = None
+    refusal: Refusal | None = None
 
 
 class Bench:
@@ -49,6 +64,7 @@ class Bench:
         constants: New constant operands.
         affines: New affines of BatchNorms that stay.
         removed: The operators that were taken out, and the way their affine went.
+        reduced: What is left of BatchNorms that became an Add.
         folds: Each fold that was taken, in order.
     """
 
@@ -59,6 +75,7 @@ class Bench:
         self.constants: dict[int, Float64Array] = {}
         self.affines: dict[int, ChannelAffine] = {}
         self.removed: dict[int, Direction] = {}
+        self.reduced: dict[int, PlacedAffine] = {}
         self.folds: list[Fold] = []
 
     def constant(self, operator: Operator) -> Float64Array:
@@ -118,7 +135,10 @@ class Bench:
                     self.constants[index] = np.asarray(value)
                 case SetAffine(affine=affine):
                     self.affines[index] = affine
-        self.removed.update((op.index, fold.direction) for op in fold.source.operators)
+        if fold.left is None:
+            self.removed.update((op.index, fold.direction) for op in fold.source.operators)
+        else:
+            self.reduced[fold.source.operators[0].index] = fold.left
         self.folds.append(fold)
 
 

@@ -6,16 +6,17 @@ The plan is plain data. `inspect` prints it and `fold` writes it, so that the tw
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bnfold.bench import Bench, Fold
-from bnfold.decision import Decision, Folded, Kept, Reason, Refusal
+from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal
 from bnfold.graph import FoldGraph, Operator, Value
 from bnfold.limits import objection
 from bnfold.routes import Route, pull, push
 from bnfold.sources import Source, compose, runs
+from bnfold.splitting import split
 from bnfold.views import Barrier
 
 
@@ -64,7 +65,9 @@ def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -
     while len(bench.folds) > folds:
         folds, kept = len(bench.folds), []
         for run in runs(graph, wanted):
-            for source in compose(tuple(op for op in run if op.index not in bench.removed), bench):
+            for source in compose(
+                tuple(op for op in run if op.index not in bench.removed and op.index not in bench.reduced), bench
+            ):
                 outcome = _settle(bench, source)
                 found = [(source.operators[0].index, d) for d in _decisions(source, outcome)]
                 (decisions if isinstance(outcome, Fold) else kept).extend(found)
@@ -108,6 +111,9 @@ def _settle(bench: Bench, source: Source) -> Fold | tuple[Refusal, ...]:
             bench.apply(fold, route.edits)
             return fold
         refusals.append(against)
+    if (found := split(bench, source)) is not None:
+        bench.apply(*found)
+        return replace(found[0], refusal=refusals[-1])
     return tuple(dict.fromkeys(refusals))
 
 
@@ -121,6 +127,11 @@ def _decisions(source: Source, outcome: Fold | tuple[Refusal, ...]) -> list[Deci
     if isinstance(outcome, tuple):
         return [Kept(subject, outcome) for subject in source.subjects]
     into, through = (tuple(op.name for op in ops) for ops in (outcome.into, outcome.through))
+    if outcome.left is not None:
+        assert outcome.refusal is not None
+        return [
+            Reduced(subject, outcome.direction, into, through, "Add", outcome.refusal) for subject in source.subjects
+        ]
     return [Folded(subject, outcome.direction, into, through) for subject in source.subjects]
 
 

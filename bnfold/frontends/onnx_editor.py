@@ -90,6 +90,21 @@ class Editor:
         add = ir.Node("", "Add", [old, constant], outputs=[total], name=self.fresh(f"{node.name or name}_bias"))
         self.graph.insert_after(node, add)
 
+    def replace_by_add(self, node: ir.Node, values: Float64Array, dtype: np.dtype[Any]) -> None:
+        """Put `Add(data, values)` in the place of a BatchNorm; the sum takes over its output's name and readers."""
+        data, old = node.inputs[0], node.outputs[0]
+        name = old.name or node.op_type
+        constant = self._initializer(self.fresh(f"{name}_shift"), round_once(values, dtype))
+        total = ir.Value(name=name, shape=old.shape, type=old.type, doc_string=old.doc_string)
+        add = ir.Node("", "Add", [data, constant], outputs=[total], name=node.name or self.fresh(f"{name}_add"))
+        self.graph.insert_after(node, add)
+        old.replace_all_uses_with(total, replace_graph_outputs=True)
+        old.name = None
+        parameters = [value for value in node.inputs[1:] if value is not None]
+        self.graph.remove(node, safe=True)
+        for value in parameters:
+            self.loosen(value)
+
     def bypass(self, node: ir.Node, data: ir.Value, *, takes_name: bool) -> None:
         """Take `node` out: the readers of its output read `data`, which takes the output's name if it now equals it."""
         out = node.outputs[0]

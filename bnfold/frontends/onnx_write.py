@@ -16,7 +16,7 @@ from bnfold.bench import Bench, Fold
 from bnfold.folding import FoldPlan
 from bnfold.frontends.onnx_editor import Editor
 from bnfold.frontends.onnx_graph import OnnxGraph
-from bnfold.graph import Operator
+from bnfold.graph import Operator, PlacedAffine
 from bnfold.views import BatchNorm, ConstantOperand, Pad
 
 
@@ -49,7 +49,7 @@ def write(graph: OnnxGraph, plan: FoldPlan) -> Written:
     }
     for fold in plan.bench.folds:
         _rename(fold, values, editor)
-        for operator in fold.source.operators:
+        for operator in fold.source.operators if fold.left is None else ():
             _take_out(graph, operator, fold, positions, editor)
     _store(graph, plan.bench, positions, editor)
     return Written(tuple(editor.sweep()), editor.cloned_bytes)
@@ -78,6 +78,8 @@ def _take_out(graph: OnnxGraph, operator: Operator, fold: Fold, positions: dict[
 def _store(graph: OnnxGraph, bench: Bench, positions: dict[int, int], editor: Editor) -> None:
     for index in sorted(set(bench.absorbed) - set(bench.removed)):
         graph.sites[index].write(bench.linear_params(graph.operators[index]), editor)
+    for index, left in sorted(bench.reduced.items()):
+        _become_add(graph, index, left, editor)
     for index in sorted(set(bench.constants) - set(bench.removed)):
         _store_constant(graph, bench, index, positions, editor)
     for index in sorted(set(bench.affines) - set(bench.removed)):
@@ -85,6 +87,16 @@ def _store(graph: OnnxGraph, bench: Bench, positions: dict[int, int], editor: Ed
         assert isinstance(view, BatchNorm)
         for position, values in enumerate(view.stored(bench.affines[index]), start=1):
             editor.set_constant(graph.nodes[index], position, values, view.dtype)
+
+
+def _become_add(graph: OnnxGraph, index: int, left: PlacedAffine, editor: Editor) -> None:
+    """The BatchNorm's place is taken by an Add of the shift that is left."""
+    operator = graph.operators[index]
+    shape, dtype = operator.input_shapes[0], operator.dtype
+    assert shape is not None
+    assert dtype is not None
+    shift = left.arrays(len(shape))[1]
+    editor.replace_by_add(graph.nodes[index], shift.reshape(shift.shape[left.axes[0] :]), dtype)
 
 
 def _store_constant(graph: OnnxGraph, bench: Bench, index: int, positions: dict[int, int], editor: Editor) -> None:

@@ -1,0 +1,84 @@
+"""Splits an affine that cannot move whole: `f(s*x + t) = c*f((s/c)*x + t/c)` for the operators f that let c pass.
+
+With c = s nothing but an Add of t/s is left (s != 0), and c moves into the next linear operators, exactly even with zero
+padding. Before a positively homogeneous activation c must be positive, c = |s|. The rest is offered to the producers
+first; where they cannot take it, an Add stays in the BatchNorm's place, which costs half of it (onnxruntime, CPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+
+from bnfold.affine import ChannelAffine, Float64Array
+from bnfold.bench import Bench, Fold
+from bnfold.decision import Refusal
+from bnfold.graph import Edit, PlacedAffine
+from bnfold.limits import FLOAT16_SHARE, objection
+from bnfold.rounding import largest
+from bnfold.routes import Route, pull, push
+from bnfold.sources import Source
+from bnfold.views import BatchNorm
+
+Search: TypeAlias = Callable[[Bench, Source], Route | Refusal]
+
+
+def split(bench: Bench, source: Source) -> tuple[Fold, list[Edit]] | None:
+    """The first legal split of `source`, and its edits; None if there is none."""
+    if len(source.operators) > 1 or not isinstance(source.operators[0].view, BatchNorm):
+        return None
+    for factor in _factors(source.placed.affine):
+        onward = _taken(bench, source, ChannelAffine(factor, np.zeros_like(factor)), push)
+        if onward is None:
+            continue
+        rest = ChannelAffine(source.placed.affine.scale / factor, source.placed.affine.shift / factor)
+        back = _taken(bench, source, rest, pull)
+        if back is not None:
+            return _fold(source, onward, back, None), [*back.edits, *onward.edits]
+        if _may_stay(source, rest):
+            return _fold(source, onward, Route("pull"), source.placed.with_affine(rest)), onward.edits
+    return None
+
+
+def _factors(affine: ChannelAffine) -> Iterator[Float64Array]:
+    """First s, where that is never zero; then |s|, or 1 where s = 0."""
+    if affine.is_pure_scale:
+        return
+    if affine.scale.all():
+        yield affine.scale
+    if not affine.is_positive:
+        yield np.where(affine.scale == 0, 1.0, np.abs(affine.scale))
+
+
+def _taken(bench: Bench, source: Source, affine: ChannelAffine, search: Search) -> Route | None:
+    """The route of a part of the affine, if there is one and nothing speaks against it."""
+    part = replace(source, placed=source.placed.with_affine(affine))
+    route = search(bench, part)
+    if isinstance(route, Refusal) or objection(bench, part, route) is not None:
+        return None
+    return route
+
+
+def _may_stay(source: Source, rest: ChannelAffine) -> bool:
+    """Whether an Add can stand in for the BatchNorm: a pure shift that fits, on a value of known rank and dtype."""
+    operator = source.operators[0]
+    if not (rest.scale == 1).all() or operator.input_shapes[0] is None or operator.dtype is None:
+        return False
+    top = float(np.abs(rest.shift).max()) + (source.before or 0.0)
+    share = FLOAT16_SHARE if operator.dtype.name == "float16" else 1.0
+    return top <= share * largest(operator.dtype)
+
+
+def _fold(source: Source, onward: Route, back: Route, left: PlacedAffine | None) -> Fold:
+    return Fold(
+        source,
+        "push",
+        (*back.into, *onward.into),
+        (*back.through, *onward.through),
+        (*back.beside, *onward.beside),
+        frozenset({*back.values, *onward.values, source.output} if left else {*back.values, *onward.values}),
+        left,
+    )
