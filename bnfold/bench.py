@@ -38,8 +38,8 @@ class Fold:
         direction: The way its affine went.
         into: The operators that absorbed it.
         through: The operators that passed it on.
-        beside: Further readers of values that changed, which see no difference.
         values: The values whose meaning it changed.
+        beside: Further readers of values that changed, which see no difference.
         left: What stays in the source's place, a pure shift; None if nothing does.
         refusal: Why it stays.
     """
@@ -48,8 +48,8 @@ class Fold:
     direction: Direction
     into: tuple[Operator, ...]
     through: tuple[Operator, ...]
-    beside: tuple[Operator, ...]
     values: frozenset[Value]
+    beside: tuple[Operator, ...] = ()
     left: PlacedAffine | None = None
     refusal: Refusal | None = None
 
@@ -85,6 +85,8 @@ class Bench:
 
     def affine(self, operator: Operator) -> ChannelAffine:
         """What a BatchNorm computes as it stands."""
+        if operator.index in self.reduced:
+            return self.reduced[operator.index].affine
         pending = self.affines.get(operator.index)
         return operator.view.affine if pending is None else pending  # type: ignore[union-attr]
 
@@ -116,6 +118,10 @@ class Bench:
             return refusal
         readers = (use.operator for use in self.graph.uses(value) if use.operator.index in self.removed)
         return next((r for op in readers if (r := self.visible(_first_output(op))) is not None), None)
+
+    def is_settled(self, operator: Operator) -> bool:
+        """Whether the operator is gone, or an Add is all that is left of it."""
+        return operator.index in self.removed or operator.index in self.reduced
 
     def removed_below(self, value: Value) -> Iterator[int]:
         """The removed operators between `value` and the uses that `uses` names."""

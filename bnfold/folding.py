@@ -58,17 +58,17 @@ def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -
 
     Sources are taken in topological order; each is pulled into its producers if that is possible, else pushed. What
     was kept is tried again as long as that helps: a fold may make room for one before it (an Add that is there now).
+    Only what cannot be folded whole at last is split.
     """
     bench = Bench(graph, wanted)
     decisions, kept = _refused(graph, wanted), list[tuple[int, Decision]]()
-    folds = -1
-    while len(bench.folds) > folds:
+    folds, last_resort = -1, False
+    while len(bench.folds) > folds or not last_resort:
+        last_resort = len(bench.folds) == folds
         folds, kept = len(bench.folds), []
         for run in runs(graph, wanted):
-            for source in compose(
-                tuple(op for op in run if op.index not in bench.removed and op.index not in bench.reduced), bench
-            ):
-                outcome = _settle(bench, source)
+            for source in compose(tuple(op for op in run if not bench.is_settled(op)), bench):
+                outcome = _settle(bench, source, may_split=last_resort)
                 found = [(source.operators[0].index, d) for d in _decisions(source, outcome)]
                 (decisions if isinstance(outcome, Fold) else kept).extend(found)
     ordered = [decision for _, decision in sorted([*decisions, *kept], key=lambda pair: pair[0])]
@@ -90,8 +90,8 @@ def _refused(graph: FoldGraph, wanted: Callable[[str], bool]) -> list[tuple[int,
     return found
 
 
-def _settle(bench: Bench, source: Source) -> Fold | tuple[Refusal, ...]:
-    """Take the first of pull and push that is possible, or say why neither is."""
+def _settle(bench: Bench, source: Source, *, may_split: bool) -> Fold | tuple[Refusal, ...]:
+    """Take the first of pull, push and split that is possible, or say why none is."""
     if not source.placed.affine.is_finite:
         return (Refusal(Reason.STATISTICS_NOT_FINITE, source.operators[0].name, _where_not_finite(source)),)
     refusals: list[Refusal] = []
@@ -100,18 +100,12 @@ def _settle(bench: Bench, source: Source) -> Fold | tuple[Refusal, ...]:
         against = route if isinstance(route, Refusal) else objection(bench, source, route)
         if against is None:
             assert isinstance(route, Route)
-            fold = Fold(
-                source,
-                route.direction,
-                tuple(route.into),
-                tuple(route.through),
-                tuple(route.beside),
-                frozenset(route.values),
-            )
+            into, through, beside = (tuple(ops) for ops in (route.into, route.through, route.beside))
+            fold = Fold(source, route.direction, into, through, frozenset(route.values), beside)
             bench.apply(fold, route.edits)
             return fold
         refusals.append(against)
-    if (found := split(bench, source)) is not None:
+    if may_split and (found := split(bench, source)) is not None:
         bench.apply(*found)
         return replace(found[0], refusal=refusals[-1])
     return tuple(dict.fromkeys(refusals))

@@ -133,7 +133,7 @@ def _is_untouched(bench: Bench, use: Use, placed: PlacedAffine) -> bool:
 
 
 def _excluded(bench: Bench, operator: Operator) -> Refusal | None:
-    """A BatchNorm that the caller wants to keep does not take in another one either, nor does one that became an Add."""
+    """What takes in nothing: a BatchNorm that the caller wants to keep, and an Add that is left of one."""
     if operator.index in bench.reduced:
         return Refusal(Reason.OPERATOR_HAS_NO_RULE, operator.name, "an Add that is left of a BatchNorm")
     if isinstance(operator.view, BatchNorm) and not bench.wanted(operator.name):

@@ -1,8 +1,8 @@
 """Splits an affine that cannot move whole: `f(s*x + t) = c*f((s/c)*x + t/c)` for the operators f that let c pass.
 
-With c = s nothing but an Add of t/s is left (s != 0), and c moves into the next linear operators, exactly even with zero
-padding. Before a positively homogeneous activation c must be positive, c = |s|. The rest is offered to the producers
-first; where they cannot take it, an Add stays in the BatchNorm's place, which costs half of it (onnxruntime, CPU).
+With c = s nothing but an Add of t/s is left (s != 0), and c moves into the next linear operators, exactly even with
+zero padding. Before a positively homogeneous activation c must be positive, c = |s|. The rest is offered to the
+producers first; where they cannot take it, an Add stays in the BatchNorm's place, which costs half of it.
 """
 
 from __future__ import annotations
@@ -73,12 +73,9 @@ def _may_stay(source: Source, rest: ChannelAffine) -> bool:
 
 
 def _fold(source: Source, onward: Route, back: Route, left: PlacedAffine | None) -> Fold:
-    return Fold(
-        source,
-        "push",
-        (*back.into, *onward.into),
-        (*back.through, *onward.through),
-        (*back.beside, *onward.beside),
-        frozenset({*back.values, *onward.values, source.output} if left else {*back.values, *onward.values}),
-        left,
+    into, through, beside = (
+        tuple(operators)
+        for operators in (back.into + onward.into, back.through + onward.through, back.beside + onward.beside)
     )
+    values = back.values | onward.values | ({source.output} if left is not None else set())
+    return Fold(source, "push", into, through, frozenset(values), beside, left)

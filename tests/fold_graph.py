@@ -26,6 +26,7 @@ from bnfold.views import (
     Maximum,
     Pad,
     Reshape,
+    Sum,
     Transpose,
     View,
 )
@@ -178,6 +179,9 @@ class Net:
 
     def concat(self, axis: int, *xs: Value, **more: Any) -> Value:
         return self.add(Concat(axis), *xs, run=lambda _op, _held, arrays: np.concatenate(arrays, axis), **more)
+
+    def sum(self, x: Value, z: Value, sign: int = 1, **more: Any) -> Value:
+        return self.add(Sum(sign), x, z, run=lambda _op, _held, xs: xs[0] + sign * xs[1], **more)
 
     def transpose(self, x: Value, *perm: int, **more: Any) -> Value:
         return self.add(Transpose(perm), x, run=lambda _op, _held, xs: xs[0].transpose(perm), **more)

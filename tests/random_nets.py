@@ -172,6 +172,10 @@ def written(net: Net, bench: Bench) -> Net:
     for op in net.operators:
         if op.index in bench.removed:
             continue
+        if op.index in bench.reduced:
+            shift = bench.reduced[op.index].arrays(after.samples[bench.root(op.inputs[0])].ndim)[1]
+            after.arithmetic(Arithmetic.ADD, bench.root(op.inputs[0]), shift, name=op.name)
+            continue
         view = replace(op.view, affine=bench.affine(op)) if isinstance(op.view, BatchNorm) else op.view
         after.add(
             view,
