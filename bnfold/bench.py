@@ -41,7 +41,7 @@ class Fold:
         values: The values whose meaning it changed.
         beside: Further readers of values that changed, which see no difference.
         left: What stays in the source's place, a pure shift; None if nothing does.
-        refusal: Why it stays.
+        refusals: Why it stays.
     """
 
     source: Source
@@ -51,7 +51,7 @@ class Fold:
     values: frozenset[Value]
     beside: tuple[Operator, ...] = ()
     left: PlacedAffine | None = None
-    refusal: Refusal | None = None
+    refusals: tuple[Refusal, ...] = ()
 
 
 class Bench:

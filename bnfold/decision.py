@@ -171,7 +171,7 @@ class Reduced:
         into: The operators that absorbed the rest.
         through: The operators that the affine passed on the way.
         to: The operators that are left of it, joined by "-".
-        refusal: Why it is not wholly gone.
+        refusals: Why it is not wholly gone: of the pull and of the push.
     """
 
     subject: Subject
@@ -179,7 +179,7 @@ class Reduced:
     into: tuple[str, ...]
     through: tuple[str, ...]
     to: str
-    refusal: Refusal
+    refusals: tuple[Refusal, ...]
 
 
 @dataclass(frozen=True)

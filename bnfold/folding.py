@@ -107,7 +107,7 @@ def _settle(bench: Bench, source: Source, *, may_split: bool) -> Fold | tuple[Re
         refusals.append(against)
     if may_split and (found := split(bench, source)) is not None:
         bench.apply(*found)
-        return replace(found[0], refusal=refusals[-1])
+        return replace(found[0], refusals=tuple(dict.fromkeys(refusals)))
     return tuple(dict.fromkeys(refusals))
 
 
@@ -122,9 +122,8 @@ def _decisions(source: Source, outcome: Fold | tuple[Refusal, ...]) -> list[Deci
         return [Kept(subject, outcome) for subject in source.subjects]
     into, through = (tuple(op.name for op in ops) for ops in (outcome.into, outcome.through))
     if outcome.left is not None:
-        assert outcome.refusal is not None
         return [
-            Reduced(subject, outcome.direction, into, through, "Add", outcome.refusal) for subject in source.subjects
+            Reduced(subject, outcome.direction, into, through, "Add", outcome.refusals) for subject in source.subjects
         ]
     return [Folded(subject, outcome.direction, into, through) for subject in source.subjects]
 

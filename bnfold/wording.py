@@ -94,9 +94,9 @@ def outcome(decision: Decision) -> str:
             ends = "producer" if direction == "pull" else "consumer"
             way = f", through {listed(through)}" if through else ""
             return f"into {ends}{'' if len(into) == 1 else 's'} {listed(into)}{way}"
-        case Reduced(to=to, into=into, refusal=refusal):
+        case Reduced(to=to, into=into, refusals=refusals):
             rest = f", the rest goes into {listed(into)}" if into else ""
-            return f"becomes {to}{rest}: {refusal}"
+            return f"becomes {to}{rest}: {why_kept(refusals)}"
         case Kept(refusals=refusals, remedy=remedy):
             return f"kept: {why_kept(refusals)}" + (f"; {remedy}" if remedy else "")
 

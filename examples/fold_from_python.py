@@ -21,8 +21,8 @@ def main(source: str, target: str) -> None:
         match decision:
             case bnfold.Folded(subject=subject, into=into):
                 print(f"{subject.name}: folded into {', '.join(into)}")
-            case bnfold.Reduced(subject=subject, to=to, refusal=refusal):
-                print(f"{subject.name}: only {to} is left, because {refusal}")
+            case bnfold.Reduced(subject=subject, to=to, refusals=refusals):
+                print(f"{subject.name}: only an {to} is left, because {'; '.join(map(str, refusals))}")
             case bnfold.Kept(subject=subject, refusals=refusals):
                 print(f"{subject.name}: kept, because {'; '.join(map(str, refusals))}")
 

@@ -114,7 +114,7 @@ def as_bytes(model: ir.Model) -> bytes:
 def reasons(result: bnfold.FoldResult | bnfold.Report) -> list[Reason]:
     """Every reason in the result, in order, each once per decision."""
     report = result.report if isinstance(result, bnfold.FoldResult) else result
-    return [refusal.reason for kept in report.kept for refusal in kept.refusals]
+    return [refusal.reason for left in (*report.kept, *report.reduced) for refusal in left.refusals]
 
 
 def assert_fold(
@@ -132,8 +132,8 @@ def assert_fold(
         model: The model; not changed.
         x: Its inputs; made up where left out.
         folded: How many decisions must be `Folded`.
-        kept: Reasons that the `Kept` decisions must give, in any order, those not listed may be there as well only
-            beside a listed one of the same decision; none: nothing may be kept.
+        kept: Reasons that the `Kept` and `Reduced` decisions must give, in any order; those not listed may be there as
+            well, but only beside a listed one of the same decision; none: nothing may be left.
         runs: Whether onnxruntime has the kernels; otherwise both models are compared in float64 arithmetic.
         options: As `bnfold.fold`.
     """
@@ -165,7 +165,7 @@ def _assert_decisions(result: bnfold.FoldResult, folded: int, kept: Sequence[Rea
     told = [f"{d.subject.name}: {'; '.join(map(str, getattr(d, 'refusals', ['folded'])))}" for d in report.decisions]
     assert len(report.folded) == folded, told
     expected = Counter(kept)
-    for decision in report.kept:
+    for decision in (*report.kept, *report.reduced):
         found = next((r.reason for r in decision.refusals if expected[r.reason] > 0), None)
         assert found is not None, told
         expected[found] -= 1

@@ -9,7 +9,7 @@ import pytest
 from fold_graph import FLOAT16, FLOAT32, FLOAT64, Array, Net, affine, draw
 
 from bnfold.affine import ChannelAffine
-from bnfold.decision import Folded, Kept, Reason
+from bnfold.decision import Folded, Kept, Reason, Reduced
 from bnfold.folding import plan
 from bnfold.views import Arithmetic, Average, Pad
 
@@ -24,8 +24,8 @@ def image() -> Net:
 def outcome(net: Net, number: int = 0) -> Reason | None:
     """The last reason of a decision; None where it folded."""
     decision = plan(net).decisions[number]
-    assert isinstance(decision, Folded | Kept)
-    return decision.refusals[-1].reason if isinstance(decision, Kept) else None
+    assert isinstance(decision, Folded | Kept | Reduced)
+    return decision.refusals[-1].reason if isinstance(decision, Kept | Reduced) else None
 
 
 def scaled(*scale: float) -> ChannelAffine:
@@ -98,7 +98,7 @@ def test_a_folded_number_must_fit_the_stored_dtype(
     pull: bool, scale: float, shift: float, reason: Reason | None
 ) -> None:
     made = plan(stored_in(FLOAT16, scale, shift, pull=pull)).decisions[0]
-    refused = made.refusals[0 if pull else -1].reason if isinstance(made, Kept) else None
+    refused = made.refusals[0 if pull else -1].reason if isinstance(made, Kept | Reduced) else None
     assert refused is reason
     assert isinstance(plan(stored_in(FLOAT32, scale, shift, pull=pull)).decisions[0], Folded)
 
@@ -109,7 +109,7 @@ def test_weights_that_were_small_before_may_stay_small_but_not_become_smaller() 
         weight = np.full((3, 3, 1, 1), 100 * SUBNORMAL16)
         net.output(net.bn(net.conv("x", weight, stored_as=FLOAT16), ChannelAffine(np.full(3, scale), [1.0, 2, 3])))
         made = plan(net).decisions[0]
-        assert (made.refusals[0].reason if isinstance(made, Kept) else None) is reason
+        assert (made.refusals[0].reason if isinstance(made, Kept | Reduced) else None) is reason
 
 
 @pytest.mark.parametrize(("low", "reason"), [(2**10 * SUBNORMAL16, None), (100 * SUBNORMAL16, Reason.UNDERFLOWS_DTYPE)])
@@ -122,7 +122,7 @@ def test_a_batchnorm_that_stays_must_hold_the_folded_numbers(low: float, high: f
     net.output(net.bn(value, ChannelAffine(np.ones(3), np.ones(3)), stored_as=FLOAT16, name="stays"))
     decision = plan(net).decisions[0]
     expected = Reason.OVERFLOWS_DTYPE if high > LARGEST16 else reason
-    assert (decision.refusals[-1].reason if isinstance(decision, Kept) else None) is expected
+    assert (decision.refusals[-1].reason if isinstance(decision, Kept | Reduced) else None) is expected
 
 
 @pytest.mark.parametrize("parameter", [0, 1])
@@ -135,7 +135,7 @@ def test_a_number_that_is_not_finite_is_never_stored(parameter: int) -> None:
         broken = net.bn(net.conv("x", ONES), ChannelAffine(*numbers), name="broken")
         net.output(net.bn(net.homogeneous(broken), scaled(1.0, 2, 3)))
     made = plan(net).decisions[1]
-    assert isinstance(made, Kept)
+    assert isinstance(made, Kept | Reduced)
     assert made.refusals[0].reason is Reason.OVERFLOWS_DTYPE
 
 
@@ -153,7 +153,7 @@ def test_the_padding_must_fit_its_dtype_after_the_fold(shift: float, reason: Rea
     value = net.pad(net.conv("x", ONES), Pad((0, 0, 1, 1), (0, 0, 1, 1), 0.0, FLOAT16))
     net.output(net.bn(value, ChannelAffine(np.ones(3), np.full(3, shift))))
     made = plan(net).decisions[0]
-    assert (made.refusals[0].reason if isinstance(made, Kept) else None) is reason
+    assert (made.refusals[0].reason if isinstance(made, Kept | Reduced) else None) is reason
 
 
 def test_numbers_beyond_float64_are_refused_without_a_warning() -> None:
@@ -161,7 +161,7 @@ def test_numbers_beyond_float64_are_refused_without_a_warning() -> None:
     with np.errstate(all="ignore"):
         net.output(net.bn(net.conv("x", ONES * 1e200, stored_as=FLOAT64), scaled(1e200, 1, 1)))
     made = plan(net).decisions[0]
-    assert isinstance(made, Kept)
+    assert isinstance(made, Kept | Reduced)
     assert made.refusals[0].reason is Reason.OVERFLOWS_DTYPE
 
 

@@ -33,7 +33,9 @@ REPORT = Report(
     "net.onnx",
     (
         Folded(subject("bn1"), "pull", ("conv1",), ("relu", "größe")),
-        Reduced(subject("bn2"), "push", ("conv2",), (), "Add", Refusal(Reason.SHIFT_MEETS_PADDING, "conv2", "pads 1")),
+        Reduced(
+            subject("bn2"), "push", ("conv2",), (), "Add", (Refusal(Reason.SHIFT_MEETS_PADDING, "conv2", "pads 1"),)
+        ),
         Kept(subject("bn3"), (Refusal(Reason.READS_MODEL_INPUT, "x"), Refusal(Reason.OPERATOR_IS_NOT_LINEAR, "sig"))),
         Kept(subject("scale", "Mul-Add", 0), (Refusal(Reason.AXIS_NOT_PROVEN),)),
     ),

@@ -29,7 +29,7 @@ def test_before_zero_padding_an_add_is_left_for_scales_of_any_sign(scales: Chann
     assert kinds == [Reduced]
     (decision,) = made.decisions
     assert isinstance(decision, Reduced)
-    assert (decision.to, decision.refusal.reason) == ("Add", Reason.SHIFT_MEETS_PADDING)
+    assert (decision.to, decision.refusals[-1].reason) == ("Add", Reason.SHIFT_MEETS_PADDING)
     (left,) = made.bench.reduced.values()
     assert (left.affine.scale == 1).all()
 
@@ -96,4 +96,4 @@ def test_an_ill_conditioned_shift_stays_before_the_convolution() -> None:
     made, kinds = decide(net)
     assert kinds == [Reduced]
     assert isinstance(made.decisions[0], Reduced)
-    assert made.decisions[0].refusal.reason is Reason.ILL_CONDITIONED
+    assert made.decisions[0].refusals[-1].reason is Reason.ILL_CONDITIONED

@@ -125,3 +125,18 @@ def test_a_wrong_weight_breaks_the_rule_of_accuracy() -> None:
     originals, ours, references = _outputs(network, folded)
     errors = [_largest(np.abs(run - references)) for run in (originals, ours)]
     assert np.any(errors[1] > 4 * errors[0] + 64 * UNIT * _largest(np.abs(references)))
+
+
+def test_a_densenet_with_positive_scales_has_no_batchnorm_left_and_an_add_for_each_before_an_activation() -> None:
+    proto = load("densenet121").proto
+    gammas = {node.input[1] for node in proto.graph.node if node.op_type == "BatchNormalization"}
+    for tensor in proto.graph.initializer:
+        if tensor.name in gammas:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.abs(onnx.numpy_helper.to_array(tensor)), tensor.name))
+    report = bnfold.fold(ir.from_proto(proto)).report
+    assert (len(report.folded), len(report.reduced), len(report.kept)) == (59, 62, 0)
+    assert {decision.to for decision in report.reduced} == {"Add"}
+    assert report.after is not None
+    assert (report.after.batchnorms, report.after.nodes) == (0, report.before.nodes - 59)
+    assert report.verification is not None
+    assert report.verification.passed

@@ -77,8 +77,8 @@ def _decision(decision: Decision) -> Json:
     match decision:
         case Folded():
             return _row("folded", decision)
-        case Reduced(refusal=refusal):
-            return _row("reduced", decision, (refusal,))
+        case Reduced(refusals=refusals):
+            return _row("reduced", decision, refusals)
         case Kept(refusals=refusals):
             return _row("kept", decision, refusals)
 
