@@ -35,7 +35,14 @@ def test_ctrl_c_ends_a_run_with_130_and_no_traceback(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     command = [sys.executable, "-m", "bnfold", str(pipe), "-o", str(tmp_path / "fused.onnx")]
     with (
-        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process,
+        # A shell that runs the tests in the background lets them, and so their children, ignore the signal.
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        ) as process,
         pipe.open("wb"),  # opens once bnfold reads from it
     ):
         time.sleep(0.2)
