@@ -38,6 +38,8 @@ def read_arithmetic(node: ir.Node, context: Context) -> View:
         overridable = [v for v in node.inputs if v is not None and context.constants.overridable(v)]
         if overridable:
             return Barrier(context.constants.why_not(overridable[0], name_of(node), Reason.OPERATOR_HAS_NO_RULE))
+        if any(context.constants.array(v) is not None for v in node.inputs):
+            return barrier(node, Reason.IS_CONSTANT)  # both operands are
         return _PAIRS[node.op_type] if len(node.inputs) == 2 else barrier(node, Reason.OPERATOR_HAS_NO_RULE)
     arithmetic = _ARITHMETIC[node.op_type][1 - position]
     constant = context.constants.array(node.inputs[position])
