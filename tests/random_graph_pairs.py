@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeAlias
+
 import numpy as np
 
 from tests import random_graph_linear as linears
@@ -28,9 +31,7 @@ def two_variables(b: Builder, x: Value) -> Value:
     elif b.chance(0.15) and x.rank > 1:
         axis = b.between(0, x.rank - 1)
         shape = [1 if a == axis else n for a, n in enumerate(x.shape)]
-        parts = [[0, 1] if a == axis else [0, n] for a, n in enumerate(x.shape)]
-        other = _sliced(b, other, list(range(x.rank)), [p[0] for p in parts], [p[1] for p in parts], None)
-        assert list(other.shape) == shape
+        other = _sliced(b, other, {a: (0, n) for a, n in enumerate(shape)})
     pair = [x, other] if b.chance(0.5) else [other, x]
     match b.pick("Add", "Add", "Sub", "Mul", "Div"):
         case "Div":
@@ -49,9 +50,12 @@ def gate(b: Builder, x: Value) -> Value:
     return b.add("Mul", pair if b.chance(0.5) else pair[::-1])
 
 
-def _sliced(
-    b: Builder, x: Value, axes: list[int], starts: list[int], ends: list[int], steps: list[int] | None
-) -> Value:
+#: For each axis: where to start, where to end.
+Bounds: TypeAlias = Mapping[int, tuple[int, int]]
+
+
+def _sliced(b: Builder, x: Value, bounds: Bounds, steps: list[int] | None = None) -> Value:
+    axes, starts, ends = list(bounds), [s for s, _ in bounds.values()], [e for _, e in bounds.values()]
     if b.opset < 10:
         if steps is not None:
             raise Misfit("no steps yet")
@@ -68,11 +72,11 @@ def slice_(b: Builder, x: Value) -> Value:
     axes = [1] if b.chance(0.6) else sorted({b.between(0, x.rank - 1), b.between(1, x.rank - 1)})
     if b.chance(0.3) and b.opset >= 10:
         steps = [b.pick(1, 2, -1, -2) for _ in axes]
-        starts = [0 if s > 0 else b.pick(-1, 99) for s in steps]
-        return _sliced(b, x, axes, starts, [99 if s > 0 else -99 for s in steps], steps)
+        ends = [(0, 99) if s > 0 else (b.pick(-1, 99), -99) for s in steps]
+        return _sliced(b, x, dict(zip(axes, ends, strict=True)), steps)
     starts = [b.pick(0, n // 2, -((n + 1) // 2)) for n in (x.shape[a] for a in axes)]
     ends = [b.pick(99, 2**31 - 1, max(x.shape[a] - b.between(0, 1), 1)) for a in axes]
-    return _sliced(b, x, axes, starts, ends, None)
+    return _sliced(b, x, dict(zip(axes, zip(starts, ends, strict=True), strict=True)))
 
 
 def chunk(b: Builder, x: Value) -> Value:
@@ -83,8 +87,8 @@ def chunk(b: Builder, x: Value) -> Value:
     size = x.shape[axis]
     cut = size // 2 if b.chance(0.6) else b.between(1, size - 1)
     if b.chance(0.4):
-        first = _sliced(b, x, [axis], [0], [cut], None)
-        second = _sliced(b, x, [axis], [cut], [size], None)
+        first = _sliced(b, x, {axis: (0, cut)})
+        second = _sliced(b, x, {axis: (cut, size)})
         return b.pick(first, second)
     return b.add_all("Split", *_split(b, x, axis, [cut, size - cut]))[b.between(0, 1)]
 

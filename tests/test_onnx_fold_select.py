@@ -217,7 +217,8 @@ def test_depth_to_space_is_pushed_through_where_joined_channels_are_equal(mode: 
 
 def test_rows_and_channels_that_are_merged_behind_depth_to_space_keep_the_batchnorm() -> None:
     text = f"""(float[N,8,3,2] x) => (float[A,B,C] y) <int64[3] shape, {channels(12)}>
-        {{ c = Add(x, x) d = DepthToSpace <blocksize=2> (c) f = Reshape(d, shape) y = BatchNormalization(f, {STATS}) }}"""
+        {{ c = Add(x, x) d = DepthToSpace <blocksize=2> (c) f = Reshape(d, shape)
+            y = BatchNormalization(f, {STATS}) }}"""
     model = parse(text, values={"shape": [-1, 12, 4]})
     assert_fold(model, folded=0, kept=[Reason.OPERATOR_MIXES_CHANNELS])
 
