@@ -88,7 +88,7 @@ def pull(bench: Bench, source: Source) -> Route | Refusal:
             refusals.append(ways)
         else:
             searches += reversed(ways)
-    return refusals[0] if refusals else Refusal(Reason.TOO_MANY_WAYS, start)
+    return Refusal(Reason.TOO_MANY_WAYS, start) if searches else refusals[0]
 
 
 def _ways(bench: Bench, search: _Search) -> list[_Search] | Refusal:

@@ -139,14 +139,26 @@ class Builder:
         self.operators += 1
         return value
 
+    def add_all(self, op_type: str, inputs: list[Value | str], outputs: int, attributes: dict[str, Any]) -> list[Value]:
+        """As `add`, where every output can be read.
+
+        Raises:
+            Misfit: As `add`.
+        """
+        first = self.add(op_type, inputs, outputs, **attributes)
+        node, given = self.nodes[-1], {v for v in inputs if isinstance(v, Value)}
+        others = [self._inferred(node, given, place) for place in range(1, outputs)]
+        self.values += others
+        return [first, *others]
+
     def _node_name(self, op_type: str) -> str:
         """Usually its own, sometimes none, or one that other nodes have too."""
         way = self.rng.random()
         return "" if way < 0.08 else "twin" if way < 0.12 else self.name(f"{op_type}_")
 
-    def _inferred(self, node: NodeProto, inputs: set[Value]) -> Value:
+    def _inferred(self, node: NodeProto, inputs: set[Value], place: int = 0) -> Value:
         infos = [helper.make_tensor_value_info(v.name, _element(v.dtype), v.shape) for v in sorted(inputs, key=repr)]
-        result = helper.make_empty_tensor_value_info(node.output[0])
+        result = helper.make_empty_tensor_value_info(node.output[place])
         constants = self._constants_of(node)
         graph = helper.make_graph([*constants[1], node], "one", infos, [result], constants[0])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
@@ -158,7 +170,7 @@ class Builder:
         shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
         if not kind.HasField("shape") or any(d < 1 for d in shape) or np.prod(shape) > MOST_ELEMENTS:
             raise Misfit(f"{node.op_type} gives {shape}")
-        return Value(node.output[0], shape, helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        return Value(node.output[place], shape, helper.tensor_dtype_to_np_dtype(kind.elem_type))
 
     def _constants_of(self, node: NodeProto) -> tuple[list[TensorProto], list[NodeProto]]:
         """The initializers and the nodes behind the constant inputs of `node`."""

@@ -181,8 +181,8 @@ def reduce(b: Builder, x: Value) -> Value:
 def _reduce(b: Builder, x: Value, axes: list[int]) -> Value:
     written = [a - x.rank for a in axes] if b.opset >= 11 and b.chance(0.3) else axes
     keep: dict[str, Any] = {"keepdims": 0} if len(axes) < x.rank - 1 and b.chance(0.4) else {}
-    op_type = b.pick("ReduceMean", "ReduceMean", "ReduceMax")
-    if b.opset < 18:
+    op_type = b.pick("ReduceMean", "ReduceMean", "ReduceMax", "ReduceSum")
+    if b.opset < (13 if op_type == "ReduceSum" else 18):
         return b.add(op_type, [x], axes=written, **keep)
     return b.add(op_type, [x, _integers(b, written)], **keep)
 
@@ -254,7 +254,7 @@ def pad(b: Builder, x: Value) -> Value:
 def activation(b: Builder, x: Value) -> Value:
     if not x.rank:
         raise Misfit("a scalar")
-    match b.pick("Relu", "Relu", "LeakyRelu", "PRelu", "Abs"):
+    match b.pick("Relu", "Relu", "LeakyRelu", "PRelu", "Abs", "Neg"):
         case "LeakyRelu":
             return b.add("LeakyRelu", [x], alpha=b.pick(0.1, 0.3, -0.5))
         case "PRelu":
@@ -275,17 +275,3 @@ def barrier(b: Builder, x: Value) -> Value:
         case 2:
             return b.add("Tanh", [x])
     return b.add("Sigmoid", [x])
-
-
-def two_variables(b: Builder, x: Value) -> Value:
-    """Add or Sub of two values that fit, or a value times a gate of itself or another."""
-    fits = [v for v in b.values if v.dtype == x.dtype and v.shape == x.shape]
-    other = fits[int(b.rng.integers(len(fits)))]
-    way = b.rng.random()
-    if way < 0.5:
-        return b.add("Add", [x, other] if b.chance(0.5) else [other, x])
-    if way < 0.6:
-        return b.add("Sub", [x, other])
-    if x.rank > 2 and way < 0.8:
-        other = b.add("ReduceMean", [x], axes=[2]) if b.opset < 18 else b.add("GlobalAveragePool", [x])
-    return b.add("Mul", [x, b.add("Sigmoid", [other])])

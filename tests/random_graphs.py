@@ -15,6 +15,7 @@ from onnx import ModelProto
 
 from tests import random_graph_carriers as carriers
 from tests import random_graph_linear as linears
+from tests import random_graph_pairs as pairs
 from tests.random_graph_builder import Array, Builder, Misfit, Value
 
 Step: TypeAlias = Callable[[Builder, Value], Value]
@@ -38,6 +39,12 @@ CARRIERS: dict[Step, float] = {
     carriers.pad: 1.5,
     carriers.activation: 1.5,
     carriers.cast: 0.25,
+    pairs.two_variables: 1.5,
+    pairs.gate: 0.7,
+    pairs.slice_: 0.8,
+    pairs.chunk: 1.2,
+    pairs.gather: 0.5,
+    pairs.blocks: 0.7,
     linears.arithmetic: 2,
     linears.disguised_batch_norm: 0.4,
 }
@@ -47,7 +54,8 @@ OTHERS: dict[Step, float] = {
     linears.linear: 6,
     linears.batch_norm: 4,
     linears.disguised_batch_norm: 2,
-    carriers.two_variables: 3,
+    pairs.two_variables: 2,
+    pairs.gate: 1,
     carriers.barrier: 0.7,
 }
 _IR_VERSIONS = {9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}

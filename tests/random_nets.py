@@ -6,6 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 from fold_graph import FLOAT32, Net, draw
+from fold_graph_pairs import (
+    add_depth_to_space,
+    add_negate,
+    add_product,
+    add_select,
+    add_space_to_depth,
+    add_sum,
+    add_total,
+)
 from hypothesis import strategies as st
 
 from bnfold.affine import ChannelAffine
@@ -16,7 +25,8 @@ from bnfold.views import Arithmetic, Average, BatchNorm, Cast, Linear, Maximum, 
 #: What may come next; BatchNorms and convolutions often.
 STEPS = (
     "bn bn bn bn bn bn conv conv relu relu abs constant constant constant concat rows average maximum counted pad "
-    "pad_channels transpose split split mean resize cast same matmul barrier"
+    "pad_channels transpose split split mean resize cast same matmul barrier sum sum product negate "
+    "total half half chunk blocks"
 ).split()
 
 
@@ -146,6 +156,48 @@ class Grower:
 
     def _same(self, value: Value) -> Value:
         return self.net.add(Same(), value, run=lambda _op, _held, xs: xs[0])
+
+    def _alike(self, value: Value) -> Value:
+        """A value of the same shape."""
+        shape = self.net.samples[value].shape
+        return self._drawn(st.sampled_from([v for v in self.values if self.net.samples[v].shape == shape]))
+
+    def _sum(self, value: Value) -> Value:
+        return add_sum(self.net, value, self._alike(value), self._drawn(st.sampled_from((1, -1))))
+
+    def _product(self, value: Value) -> Value:
+        gate = self.net.barrier(self._alike(value))
+        if self._drawn(st.booleans()):
+            gate = self.net.reduce(gate, Average((2, 3)))
+        return add_product(self.net, *((value, gate) if self._drawn(st.booleans()) else (gate, value)))
+
+    def _negate(self, value: Value) -> Value:
+        return add_negate(self.net, value)
+
+    def _total(self, value: Value) -> Value:
+        return add_total(self.net, value, (2,), known=self._drawn(st.booleans()))
+
+    def _half(self, value: Value) -> Value:
+        """Two selections of one value, perhaps of the same channels, both of which may be read."""
+        size = self._size(value)
+        first = [int(i) for i in np.arange(size)[: self._drawn(st.integers(1, size))]]
+        second = [i for i in range(size) if i not in first] or [0]
+        for part in (first, second):
+            self.values += add_select(self.net, value, 1, part)
+        return self.values[-1 - self._drawn(st.integers(0, 1))]
+
+    def _chunk(self, value: Value) -> Value:
+        size = self._size(value)
+        cut = self._drawn(st.integers(1, max(size - 1, 1)))
+        parts = add_select(self.net, value, 1, range(cut), range(cut, size)) if size > 1 else [value]
+        self.values += parts
+        return parts[0]
+
+    def _blocks(self, value: Value) -> Value:
+        _, c, h, w = self.net.samples[value].shape
+        if c % 4 == 0:
+            return add_depth_to_space(self.net, value, rows=self._drawn(st.booleans()))
+        return self._negate(value) if h % 2 or w % 2 else add_space_to_depth(self.net, value)
 
     def _barrier(self, value: Value) -> Value:
         fits = [v for v in self.values if self.net.samples[v].shape == self.net.samples[value].shape]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from carrier_laws import assert_pulls, assert_pushes, assert_refuses, on, pull, push
 from fold_graph import Net, affine, draw
+from fold_graph_pairs import add_total
 
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Reason
@@ -128,3 +129,43 @@ def test_a_reduction_that_drops_axes_of_an_unknown_shape_is_not_pulled_through()
     net.reduce("x", Average((2, 3), keeps_axes=False))
     assert_refuses(pull(net, on(1, POSITIVE)), Reason.AXIS_NOT_PROVEN)
     assert_pushes(net, on(1, POSITIVE))
+
+
+def totalled(axes: tuple[int, ...] = SPACE, *, keeps: bool = True, known: bool = True) -> Net:
+    net = Net(x=draw(2, 3, 5, 6))
+    add_total(net, "x", axes, keeps=keeps, known=known)
+    return net
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize(("axes", "count"), [((2, 3), 30), ((3,), 6), ((0, 2), 10)])
+def test_a_sum_counts_the_shift_once_for_every_element(axes: tuple[int, ...], count: int, keeps: bool) -> None:
+    after = 1 if keeps or 0 not in axes else 0
+    pushed = assert_pushes(totalled(axes, keeps=keeps), on(1, SIGNED)).placed[0]
+    np.testing.assert_allclose(pushed.affine.shift, count * SIGNED.shift)
+    pulled = assert_pulls(totalled(axes, keeps=keeps), on(after, SIGNED)).placed[0]
+    np.testing.assert_allclose(pulled.affine.shift, SIGNED.shift / count)
+    assert (pushed.axes, pulled.axes) == ((after,), (1,))
+
+
+def test_a_sum_of_an_unknown_number_of_elements_passes_a_scale_and_refuses_a_shift() -> None:
+    net = totalled(known=False)
+    assert_pulls(net, on(1, PURE_SIGNED))
+    assert_pushes(net, on(1, PURE_SIGNED))
+    assert_refuses(pull(net, on(1, SIGNED)), Reason.AXIS_NOT_PROVEN)
+    assert_refuses(push(net, on(1, SIGNED)), Reason.AXIS_NOT_PROVEN)
+
+
+def test_a_sum_of_nothing_refuses_a_shift() -> None:
+    net = Net(x=draw(2, 3, 0, 6))
+    add_total(net, "x", SPACE)
+    assert_refuses(pull(net, on(1, SIGNED)), Reason.AXIS_NOT_PROVEN)
+    assert_pulls(net, on(1, PURE_SIGNED))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_sum_over_the_channels_refuses(keeps: bool) -> None:
+    assert_refuses(push(totalled((1, 2), keeps=keeps), on(1, SIGNED)), Reason.OPERATOR_MIXES_CHANNELS)
+    assert_refuses(push(totalled((1,), keeps=keeps), on(1, PURE_SIGNED)), Reason.OPERATOR_MIXES_CHANNELS)
+    if keeps:
+        assert_refuses(pull(totalled((1,)), on(1, ChannelAffine([2.0], [0.0]))), Reason.OPERATOR_MIXES_CHANNELS)

@@ -11,7 +11,7 @@ from fold_graph import FLOAT16, FLOAT32, FLOAT64, Array, Net, affine, draw
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Folded, Kept, Reason, Reduced
 from bnfold.folding import plan
-from bnfold.views import Arithmetic, Average, Pad
+from bnfold.views import Arithmetic, Average, Pad, Product, Sum
 
 LARGEST16, SUBNORMAL16 = 65504.0, 2.0**-24
 ONES = np.ones((3, 3, 1, 1))
@@ -175,6 +175,7 @@ def far(direction: str, source: ChannelAffine, dtype: np.dtype[Any] = FLOAT16, *
     return net
 
 
+JOINS = {Sum(): np.add, Sum(-1): np.subtract, Product(): np.multiply}
 SMALL, LARGE = LARGEST16 / 16, LARGEST16 / 16 * 1.001
 
 
@@ -213,6 +214,23 @@ def test_without_statistics_activations_in_float16_must_not_grow(
     value = net.arithmetic(Arithmetic.ADD, value, np.array([0.0, 0, shift]).reshape(3, 1, 1))
     net.output(value if direction == "pull" else net.conv(net.pool(value, Average((2, 3)), dtype=FLOAT16), ONES))
     assert isinstance(plan(net).decisions[0], Folded) is (pulls if direction == "pull" else pushes)
+
+
+@pytest.mark.parametrize("joined", [Sum(), Sum(-1), Product()])
+@pytest.mark.parametrize(("scale", "folds"), [(0.5, True), (1.0, True), (2.0, False)])
+def test_operands_in_float16_must_not_grow_whatever_their_sum_or_product_is(
+    joined: Sum | Product, scale: float, folds: bool
+) -> None:
+    """`60000 - 60000` is small, and twice its operands does not fit."""
+    for dtype in (FLOAT16, FLOAT32):
+        net = image()
+        a, b = net.conv("x", ONES), net.conv("x", 2 * ONES)
+        value = net.add(joined, a, b, run=lambda _op, _held, xs: JOINS[joined](xs[0], xs[1]), dtype=dtype)
+        net.output(net.bn(value, ChannelAffine([scale, 1, -1], np.zeros(3)), before=1.0, after=1.0))
+        decision = plan(net).decisions[0]
+        assert isinstance(decision, Folded) is (folds or dtype == FLOAT32)
+        if isinstance(decision, Kept):
+            assert decision.refusals[0].reason is Reason.ACTIVATIONS_MIGHT_OVERFLOW
 
 
 def readers(count: int, source: ChannelAffine, bias: Array | None = None) -> Net:

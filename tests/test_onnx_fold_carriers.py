@@ -170,7 +170,7 @@ def test_keras_style_chains_over_the_last_axis_are_batchnorms_in_disguise() -> N
 
 
 @pytest.mark.parametrize(
-    ("left", "right"), [("Div(mean, c)", Reason.OPERATOR_IS_NOT_LINEAR), ("Mul(c, c)", Reason.OPERATOR_HAS_NO_RULE)]
+    ("left", "right"), [("Div(mean, c)", Reason.OPERATOR_IS_NOT_LINEAR), ("Mul(c, c)", Reason.SHIFT_MEETS_PRODUCT)]
 )
 def test_arithmetic_that_is_not_affine_is_a_barrier(left: str, right: Reason) -> None:
     check(pulled(f"d = {left}").replace("mean, c", "one, c").replace("gamma,", "gamma, float[1] one,", 1), right)

@@ -140,11 +140,32 @@ def test_a_random_operator_is_refused() -> None:
         magnitude_model(region.model())
 
 
-def test_a_division_by_a_variable_is_refused() -> None:
+def test_a_division_by_a_computed_value_is_refused() -> None:
     region = Region(0)
+    region.add("Abs")
     region.add("Div", region.random(4, 1, 1), first=False)
-    with pytest.raises(ModelError, match="Div with a computed 'x'"):
+    with pytest.raises(ModelError, match="Div with a computed 't0'"):
         magnitude_model(region.model())
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_division_by_what_is_fed_adds_no_error_of_its_own(stored: bool) -> None:
+    region, u = Region(4), 2.0**-11
+    if stored:
+        region.add("Div", region.random(4, 1, 1), first=False)
+    else:
+        region.conv()
+        region.add("ReduceMean", region.const(np.array([2, 3])))
+        region.add("Div", "x")
+    model = in_float64(region.model())
+    x = region.rng.normal(size=(2, 4, 6, 5))
+    before, bound = run(model, x), run(magnitude_model(model, u), np.abs(x))
+    moved = np.zeros_like(before)
+    for _ in range(30):
+        changed = run(perturbed(model, lambda v: region.rng.choice([-u, u], v.shape)), x)
+        moved = np.maximum(moved, np.abs(changed - before))
+    assert np.all(moved <= u * bound * (1 + SLACK))
+    assert (moved / (u * bound)).max() > 0.1
 
 
 def test_an_operator_of_another_domain_is_refused() -> None:

@@ -51,9 +51,10 @@ def test_the_graphs_are_valid_and_use_every_operator_that_the_rules_know() -> No
         kinds.update({f"opset {model.opset_import[0].version}": 1})
         kinds.update(node.op_type for node in model.graph.node)
     known = """
-        Abs Add AveragePool BatchNormalization Cast Concat Constant Conv ConvTranspose Div Dropout Flatten Gemm
-        GlobalAveragePool GlobalMaxPool Identity LeakyRelu MatMul MaxPool Mul PRelu Pad ReduceMax ReduceMean Relu
-        Reshape Resize Sigmoid Softmax Squeeze Sub Tanh Transpose Unsqueeze Upsample
+        Abs Add AveragePool BatchNormalization Cast Concat Constant Conv ConvTranspose DepthToSpace Div Dropout Flatten
+        Gather Gemm GlobalAveragePool GlobalMaxPool Identity LeakyRelu MatMul MaxPool Mul Neg PRelu Pad ReduceMax
+        ReduceMean ReduceSum Relu Reshape Resize Sigmoid Slice Softmax SpaceToDepth Split Squeeze Sub Tanh Transpose
+        Unsqueeze Upsample
     """
     assert set(known.split()) | {f"opset {v}" for v in range(9, 22)} == set(kinds)
 

@@ -53,6 +53,16 @@ _QUANTISED = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <int8[4,3,3,3] q, floa
 
 _ALONE = f"(float[N,4,8] x) => (float[N,4,8] y) <{PARAMETERS}> {{ y = BatchNormalization(x, {STATS}) }}"
 
+#: A sum of fifty activations, none of which takes the shift.
+_LONG = " ".join(
+    (
+        "s0 = Relu(c)",
+        *(f"r{i} = Relu(c)" for i in range(1, 50)),
+        *(f"s{i} = Add(s{i - 1}, r{i})" for i in range(1, 50)),
+        "d = Identity(s49)",
+    )
+)
+
 #: By reason: the model's text, and what makes it meet the reason (values, opset, functions) or not.
 ROWS: dict[Reason, tuple[str, dict[str, object]]] = {
     Reason.NORMALISES_BY_BATCH_STATISTICS: (
@@ -83,8 +93,9 @@ ROWS: dict[Reason, tuple[str, dict[str, object]]] = {
     Reason.VALUE_HAS_OTHER_READERS: (_pull("d = Identity(c) z = Relu(c)", outputs=", float[A,B,C,D] z"), {}),
     Reason.NOTHING_READS_IT: (_pull("").replace("y = Batch", "y = Relu(d) e = Batch"), {}),
     Reason.READERS_DISAGREE: (_DISAGREE, {}),
+    Reason.TOO_MANY_WAYS: (_pull(_LONG), {}),
     Reason.OPERATOR_IS_NOT_LINEAR: (_pull("d = Sigmoid(c)"), {}),
-    Reason.OPERATOR_HAS_NO_RULE: (_pull("d = Add(c, c)"), {}),
+    Reason.OPERATOR_HAS_NO_RULE: (_pull("d = CumSum(c, two)", ", int32 two"), {"two": 2}),
     Reason.OPERATOR_IS_UNKNOWN: (_pull("d = strange.Thing(c)"), {"domains": ["strange"]}),
     Reason.WEIGHTS_NOT_CONSTANT: (
         _pull("").replace("Conv(x, w)", "Conv(x, z)").replace("x)", "x, float[4,3,3,3] z)", 1),
@@ -95,6 +106,7 @@ ROWS: dict[Reason, tuple[str, dict[str, object]]] = {
     Reason.AXIS_NOT_PROVEN: (_pull("d = Reshape(c, r)", inputs=", int64[4] r"), {}),
     Reason.SHIFT_MEETS_PADDING: (_push("", conv="Conv <pads=[1,1,1,1]> (d, w)"), {}),
     Reason.SHIFT_MEETS_ACTIVATION: (_pull("d = Relu(c)"), {"gamma": 1}),
+    Reason.SCALE_IS_ON_ONE_OPERAND: (_push("d = Add(c, z)").replace("x)", "x, float[N,4,8,8] z)", 1), {}),
     Reason.SHIFT_MEETS_PRODUCT: (_pull("d = Mul(c, p)", ", float[6,6] p"), {}),
     Reason.SCALE_IS_NOT_POSITIVE: (_pull("d = MaxPool <kernel_shape=[2,2]> (c)"), {"gamma": -1}),
     Reason.SCALE_IS_ZERO: (_push("d = Add(c, p)", ", float[4,8,8] p"), {"gamma": [0, 1, 2, 3]}),

@@ -36,7 +36,7 @@ def push_sum(operator: Operator, view: Sum, seen: dict[int, PlacedAffine]) -> St
     outside = {i: _on_output(operator, i, placed) for i, placed in seen.items()}
     known = {i: placed for i, placed in outside.items() if placed is not None}
     if len(known) < len(seen):
-        return Refusal(Reason.AXIS_NOT_PROVEN, operator.name, "the rank of an operand is unknown")
+        return Refusal(Reason.AXIS_NOT_PROVEN, operator.name, "an operand may be broadcast along the channels")
     first = next(iter(known.values()))
     same = all(p.axes == first.axes and (p.affine.scale == first.affine.scale).all() for p in known.values())
     if not same or (len(known) < 2 and not (first.affine.scale == 1).all()):
@@ -86,13 +86,19 @@ def _on_operand(operator: Operator, position: int, placed: PlacedAffine) -> Plac
 
 
 def _on_output(operator: Operator, position: int, placed: PlacedAffine) -> PlacedAffine | None:
-    """`placed` on an operand, seen on the output, whose axes are counted from the end."""
+    """`placed` on an operand, seen on the output, whose axes are counted from the end.
+
+    None where the rank is unknown, or an axis of length 1 may be longer in the output.
+    """
     if not placed.axes:
         return placed
-    shape, rank = operator.input_shapes[position], _rank(operator)
+    shape, rank, made = operator.input_shapes[position], _rank(operator), operator.output_shapes[0]
     if shape is None or rank is None:
         return None
-    return PlacedAffine(placed.affine, tuple(axis + rank - len(shape) for axis in placed.axes), placed.sizes)
+    axes = tuple(axis + rank - len(shape) for axis in placed.axes)
+    if any(size == 1 and (made is None or made[axis] != 1) for axis, size in zip(axes, placed.sizes, strict=True)):
+        return None
+    return PlacedAffine(placed.affine, axes, placed.sizes)
 
 
 def _rank(operator: Operator) -> int | None:

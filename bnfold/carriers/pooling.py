@@ -54,7 +54,7 @@ def _counted(
 ) -> Step | Refusal:
     if placed.affine.is_pure_scale:
         return move(operator, view, placed)
-    if view.count is None:
+    if not view.count:
         return Refusal(Reason.AXIS_NOT_PROVEN, operator.name, "it is not known how many elements are summed")
     affine = ChannelAffine(placed.affine.scale, share(placed.affine.shift, view.count))
     return move(operator, view, placed.with_affine(affine))

@@ -39,14 +39,14 @@ def push_select(operator: Operator, view: Select, seen: PlacedAffine) -> Step | 
 
 def pull_spread(operator: Operator, view: Spread, wanted: PlacedAffine) -> Step | Refusal:
     """Every input channel takes the entry of the output channel that it goes to."""
-    if view.axis not in wanted.axes:
+    if view.axis not in wanted.axes or not set(wanted.axes) <= {0, view.axis}:
         return _elsewhere(operator, wanted)
     return Step({0: _taken(wanted, view.axis, np.array(view.places, np.intp))})
 
 
 def push_spread(operator: Operator, view: Spread, seen: PlacedAffine) -> Step | Refusal:
     """Channels that go to one output channel must have equal entries."""
-    if view.axis not in seen.axes:
+    if view.axis not in seen.axes or not set(seen.axes) <= {0, view.axis}:
         return _elsewhere(operator, seen)
     joined = _scatter(seen, view.axis, np.array(view.places, np.intp), max(view.places) + 1)
     if joined is None:

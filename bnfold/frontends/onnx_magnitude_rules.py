@@ -103,8 +103,15 @@ def _multiplies(tracks: TracksBuilder, node: NodeProto) -> None:
 
 
 def _divides(tracks: TracksBuilder, node: NodeProto) -> None:
-    """`x / c`: `M = Mx/|c|`, `E = (Ex + Mx) / (|c|*(1 - u))`, as `1/c~` is off by at most `u/(1 - u)`."""
-    data = tracks.bound(node.input[0])
+    """`x / c`: `M = Mx/|c|`, `E = (Ex + Mx) / (|c|*(1 - u))`, as `1/c~` is off by at most `u/(1 - u)`.
+
+    A fed divisor has no error: `M = Mx/|c|`, `E = Ex/|c|`. One that is computed has no lower bound.
+    """
+    data, fed = tracks.bound(node.input[0]), Bound(node.input[1], None)
+    if node.input[1] not in tracks.constants and tracks.bound(node.input[1]) == fed:
+        error = tracks.node("Div", [data.error, fed.magnitude]) if data.error else None
+        tracks.set_bound(node.output[0], Bound(tracks.node("Div", [data.magnitude, fed.magnitude]), error))
+        return
     divisor = np.abs(_stored(tracks, node, 1))
     magnitude = tracks.node("Div", [data.magnitude, tracks.constant(divisor)])
     error = tracks.node("Div", [tracks.enlarged(data, 1.0), tracks.constant(divisor * (1 - tracks.roundoff))])

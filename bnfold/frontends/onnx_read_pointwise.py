@@ -35,10 +35,7 @@ def read_arithmetic(node: ir.Node, context: Context) -> View:
     """A constant operand that provably does not broadcast the other one up."""
     position = constant_position(node, context)
     if position is None:
-        overridable = [v for v in node.inputs if v is not None and context.constants.overridable(v)]
-        if overridable:
-            return Barrier(context.constants.why_not(overridable[0], name_of(node), Reason.OPERATOR_HAS_NO_RULE))
-        return _PAIRS[node.op_type] if len(node.inputs) == 2 else barrier(node, Reason.OPERATOR_HAS_NO_RULE)
+        return _read_pair(node, context)
     arithmetic = _ARITHMETIC[node.op_type][1 - position]
     constant = context.constants.array(node.inputs[position])
     shape = context.shapes.shape(node.inputs[1 - position])
@@ -49,6 +46,16 @@ def read_arithmetic(node: ir.Node, context: Context) -> View:
     if shape is None or not _fits(constant, shape):
         return barrier(node, Reason.AXIS_NOT_PROVEN, "the constant may broadcast the value up")
     return ConstantOperand(arithmetic, len(shape), constant.dtype)
+
+
+def _read_pair(node: ir.Node, context: Context) -> View:
+    """Two variables; two constants are a constant, and one that can be overridden is none."""
+    overridable = [v for v in node.inputs if v is not None and context.constants.overridable(v)]
+    if overridable:
+        return Barrier(context.constants.why_not(overridable[0], name_of(node), Reason.OPERATOR_HAS_NO_RULE))
+    if any(context.constants.array(v) is not None for v in node.inputs):
+        return barrier(node, Reason.IS_CONSTANT)
+    return _PAIRS[node.op_type] if len(node.inputs) == 2 else barrier(node, Reason.OPERATOR_HAS_NO_RULE)
 
 
 def _fits(constant: npt.NDArray[Any], shape: Shape) -> bool:

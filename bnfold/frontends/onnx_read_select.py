@@ -27,7 +27,7 @@ def read_slice(node: ir.Node, context: Context) -> View:
     for axis, start, end, step in zip(listed, starts, ends, steps or (1,) * count, strict=True):
         size = shape[axis]
         if isinstance(size, int):
-            picks[axis] = (tuple(range(size)[_slice(start, end, step, size)]),)
+            picks[axis] = (_sliced(start, end, step, size),)
     return _select(picks, frozenset(listed) - set(picks), shape)
 
 
@@ -40,9 +40,12 @@ def _bounds(node: ir.Node, name: str, position: int, context: Context) -> tuple[
     return attribute if array is None else tuple(int(v) for v in array.ravel())
 
 
-def _slice(start: int, end: int, step: int, size: int) -> slice:
-    """ONNX's bounds as Python's: an end below -size means "before the first" where the step is negative."""
-    return slice(start, None if step < 0 and end < -size else end, step)
+def _sliced(start: int, end: int, step: int, size: int) -> tuple[int, ...]:
+    """The indices, by ONNX's rule: Python's, but a start before the first is the first where the step is negative."""
+    low, high = (0, size) if step > 0 else (-1, size - 1)
+    first = min(max(start + size * (start < 0), 0), high)
+    last = min(max(end + size * (end < 0), low), high)
+    return tuple(range(first, last, step))
 
 
 def read_split(node: ir.Node, context: Context) -> View:
