@@ -213,7 +213,7 @@ def _demand(report: Report) -> None:
         failure.report = report
         raise failure
     if not checked.passed:
-        remedy = "--no-verify writes the model without this proof"
+        remedy = "--keep leaves a BatchNorm alone, --no-verify writes the model without this proof"
         raise MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)
 
 
