@@ -141,7 +141,7 @@ def _ints(*values: int) -> Array:
 
 _X = "float[N,3,8,8] x"
 _CONV = f"{_X}, float[4,3,3,3] w"
-_ADD_STAYS = "the shift must not enter the zero padding: it is left as one Add."
+_ADD_STAYS = "the shift must not enter the zero padding: it is left as one Add"
 
 BACKWARD = (
     Case("conv", "Conv → BN", f"{_CONV}, float[4] b, {_norm(4)}",
