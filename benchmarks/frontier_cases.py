@@ -38,7 +38,6 @@ class Case:
         constants: Further initializers.
         batchnorms: How many BatchNorms there are; operators, where the BatchNorm is disguised.
         left: How many of them bnfold leaves.
-        reduced: How many become a single Add.
         reason: Why it leaves them; None where it leaves none.
         must_stay: No exact fold exists, or none that keeps the model's promises.
         disguised: The BatchNorm is written as Mul, Add, Sub and Div.
@@ -58,7 +57,6 @@ class Case:
     constants: Mapping[str, Array] = field(default_factory=dict)
     batchnorms: int = 1
     left: int = 0
-    reduced: int = 0
     reason: Reason | None = None
     must_stay: bool = False
     disguised: bool = False
@@ -141,7 +139,7 @@ def _ints(*values: int) -> Array:
 
 _X = "float[N,3,8,8] x"
 _CONV = f"{_X}, float[4,3,3,3] w"
-_ADD_STAYS = "the shift must not enter the zero padding: it is left as one Add"
+_KEPT_PADDING = Reason.SHIFT_MEETS_PADDING
 
 BACKWARD = (
     Case("conv", "Conv → BN", f"{_CONV}, float[4] b, {_norm(4)}",
@@ -221,9 +219,9 @@ TRAPS = (
          f"m = MatMul (x, w) t = Transpose <perm=[1,0]> (m) {_bn('y', 't')}", "float[4,4] y",
          left=1, must_stay=True, reason=Reason.OPERATOR_MIXES_CHANNELS),
     Case("bn-padded-conv", "BN → Conv, zero padding", f"{_CONV}, {_norm(3)}",
-         f"{_bn('n', 'x')} y = Conv <pads=[1,1,1,1]> (n, w)", reduced=1, note=_ADD_STAYS),
+         f"{_bn('n', 'x')} y = Conv <pads=[1,1,1,1]> (n, w)", left=1, must_stay=True, reason=_KEPT_PADDING),
     Case("bn-same-conv", "BN → Conv, auto_pad SAME", f"{_CONV}, {_norm(3)}",
-         f'{_bn("n", "x")} y = Conv <auto_pad="SAME_UPPER"> (n, w)', reduced=1, note=_ADD_STAYS),
+         f'{_bn("n", "x")} y = Conv <auto_pad="SAME_UPPER"> (n, w)', left=1, must_stay=True, reason=_KEPT_PADDING),
 )  # fmt: skip
 
 NOT_YET = (

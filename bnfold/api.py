@@ -61,6 +61,7 @@ def inspect(  # noqa: PLR0913
     only: str | None = None,
     keep: str | None = None,
     keep_overridable: bool = False,
+    reduce: bool = False,
     simplify: bool = False,
     readers: Readers | None = None,
 ) -> Report:
@@ -71,6 +72,8 @@ def inspect(  # noqa: PLR0913
         only: A regular expression; BatchNorms in whose name it is not found are kept.
         keep: A regular expression; BatchNorms in whose name it is found are kept.
         keep_overridable: Leave initializers alone that are also graph inputs, which a caller may override.
+        reduce: Where only the shift of a BatchNorm cannot move, leave an Add in its place: fewer BatchNorms for a
+            compiler that lacks them, though not a faster model.
         simplify: Run onnxsim first (without its own BatchNorm fusion), to uncover constants.
         readers: Your own readers of operators, by domain ("" for the standard ones) and operator type; they come
             before bnfold's. `examples/own_carrier.py` shows one.
@@ -82,7 +85,8 @@ def inspect(  # noqa: PLR0913
     """
     given, name = _opened(model)
     original, notes = _prepared(given, simplify, keep_overridable)
-    planned = plan(OnnxGraph(original, keep_overridable=keep_overridable, readers=readers), _selection(only, keep))
+    graph = OnnxGraph(original, keep_overridable=keep_overridable, readers=readers)
+    planned = plan(graph, _selection(only, keep), reduces=reduce)
     return Report(name, planned.decisions, _size(original), notes=notes)
 
 
@@ -92,6 +96,7 @@ def fold(  # noqa: PLR0913
     only: str | None = None,
     keep: str | None = None,
     keep_overridable: bool = False,
+    reduce: bool = False,
     simplify: bool = False,
     readers: Readers | None = None,
     verify: bool = True,
@@ -107,6 +112,7 @@ def fold(  # noqa: PLR0913
         only: As `inspect`.
         keep: As `inspect`.
         keep_overridable: As `inspect`.
+        reduce: As `inspect`.
         simplify: As `inspect`.
         readers: As `inspect`.
         verify: Whether to check the result; without it, the metadata of the model says that it was not.
@@ -126,7 +132,7 @@ def fold(  # noqa: PLR0913
     original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()
     graph = OnnxGraph(folded, keep_overridable=keep_overridable, readers=readers)
-    planned = plan(graph, _selection(only, keep))
+    planned = plan(graph, _selection(only, keep), reduces=reduce)
     written = write(graph, planned)
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()

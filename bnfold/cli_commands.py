@@ -56,6 +56,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     keep: str | None,
     only: str | None,
     keep_overridable: bool,
+    reduce: bool,
     simplify: bool,
     require_all: bool,
     no_verify: bool,
@@ -79,6 +80,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
                 only=only,
                 keep=keep,
                 keep_overridable=keep_overridable,
+                reduce=reduce,
                 simplify=simplify,
                 verify=not no_verify,
                 providers=providers,
@@ -113,6 +115,7 @@ def inspect_command(  # noqa: PLR0913
     keep: str | None,
     only: str | None,
     keep_overridable: bool,
+    reduce: bool,
     simplify: bool,
     as_json: bool,
     quiet: bool,
@@ -123,7 +126,9 @@ def inspect_command(  # noqa: PLR0913
 
     console = terminal.open_console(quiet)
     with terminal.progress(console, f"reading {model}"):
-        report = api.inspect(model, only=only, keep=keep, keep_overridable=keep_overridable, simplify=simplify)
+        report = api.inspect(
+            model, only=only, keep=keep, keep_overridable=keep_overridable, reduce=reduce, simplify=simplify
+        )
     if as_json:
         click.echo(report_json(report), nl=False)
         return DONE

@@ -57,6 +57,7 @@ def reading(command: Command) -> Command:
         click.option(
             "--keep-overridable", is_flag=True, help="Keep weights that are inputs overridable by the caller."
         ),
+        click.option("--reduce", is_flag=True, help="Leave an Add where only the shift of a BatchNorm cannot move."),
         click.option("--simplify", is_flag=True, help="Run onnxsim first, to uncover constants."),
     )(command)
 

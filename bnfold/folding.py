@@ -53,12 +53,12 @@ class FoldPlan:
 
 
 @np.errstate(all="ignore")  # what leaves the range of float64 is refused as OVERFLOWS_DTYPE
-def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -> FoldPlan:
+def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True, *, reduces: bool = False) -> FoldPlan:
     """Decide about every BatchNorm of `graph`; those whose name is not `wanted` are kept.
 
     Sources are taken in topological order; each is pulled into its producers if that is possible, else pushed. What
     was kept is tried again as long as that helps: a fold may make room for one before it (an Add that is there now).
-    Only what cannot be folded whole at last is split.
+    Only what cannot be folded whole at last is split; if the plan `reduces`, an Add may be left of it.
     """
     bench = Bench(graph, wanted)
     decisions, kept = _refused(graph, wanted), list[tuple[int, Decision]]()
@@ -68,7 +68,9 @@ def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -
         folds, kept = len(bench.folds), []
         for run in runs(graph, wanted):
             for source in compose(tuple(op for op in run if not bench.is_settled(op)), bench):
-                outcome = _settle(bench, source, may_split=last_resort)
+                outcome = _settle(bench, source)
+                if last_resort and isinstance(outcome, tuple):
+                    outcome = _split(bench, source, outcome, may_leave_add=reduces)
                 found = [(source.operators[0].index, d) for d in _decisions(source, outcome)]
                 (decisions if isinstance(outcome, Fold) else kept).extend(found)
     ordered = [decision for _, decision in sorted([*decisions, *kept], key=lambda pair: pair[0])]
@@ -90,8 +92,19 @@ def _refused(graph: FoldGraph, wanted: Callable[[str], bool]) -> list[tuple[int,
     return found
 
 
-def _settle(bench: Bench, source: Source, *, may_split: bool) -> Fold | tuple[Refusal, ...]:
-    """Take the first of pull, push and split that is possible, or say why none is."""
+def _split(
+    bench: Bench, source: Source, refusals: tuple[Refusal, ...], *, may_leave_add: bool
+) -> Fold | tuple[Refusal, ...]:
+    """Split what could not be folded whole for the reasons `refusals`, if that is possible."""
+    found = split(bench, source, may_leave_add=may_leave_add) if source.placed.affine.is_finite else None
+    if found is None:
+        return refusals
+    bench.apply(*found)
+    return replace(found[0], refusals=refusals)
+
+
+def _settle(bench: Bench, source: Source) -> Fold | tuple[Refusal, ...]:
+    """Take the first of pull and push that is possible, or say why neither is."""
     if not source.placed.affine.is_finite:
         return (Refusal(Reason.STATISTICS_NOT_FINITE, source.operators[0].name, _where_not_finite(source)),)
     refusals: list[Refusal] = []
@@ -105,9 +118,6 @@ def _settle(bench: Bench, source: Source, *, may_split: bool) -> Fold | tuple[Re
             bench.apply(fold, route.edits)
             return fold
         refusals.append(against)
-    if may_split and (found := split(bench, source)) is not None:
-        bench.apply(*found)
-        return replace(found[0], refusals=tuple(dict.fromkeys(refusals)))
     return tuple(dict.fromkeys(refusals))
 
 

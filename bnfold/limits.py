@@ -2,7 +2,7 @@
 
 Range: a folded number must fit the stored dtype. Conditioning: a shift that moves past a linear operator is added
 after `W*x` instead of before; with `|mean| / sqrt(var + epsilon) > 8` in a channel the cancellation costs accuracy.
-Cost: an added Add costs half a BatchNorm (onnxruntime, CPU).
+Cost: an added Add costs as much as a BatchNorm (onnxruntime 1.31 on a CPU: 1.02 to 1.6 times).
 """
 
 from __future__ import annotations
@@ -51,11 +51,10 @@ def _conditioning(source: Source, route: Route) -> Refusal | None:
 
 def _cost(bench: Bench, source: Source, route: Route) -> Refusal | None:
     """A shift at a MatMul that has no Add behind it needs a new one."""
-    added = sum(0.5 for edit in route.edits if isinstance(edit, AbsorbInput | AbsorbOutput) and _adds(bench, edit))
-    saved = sum(1.0 if isinstance(op.view, BatchNorm) else 0.5 for op in source.operators)
-    if added <= saved:
+    added = sum(isinstance(edit, AbsorbInput | AbsorbOutput) and _adds(bench, edit) for edit in route.edits)
+    if added <= len(source.operators):
         return None
-    return Refusal(Reason.COSTS_MORE, route.into[0].name, f"{round(2 * added)} Adds")
+    return Refusal(Reason.COSTS_MORE, route.into[0].name, f"{added} Adds")
 
 
 def _adds(bench: Bench, edit: AbsorbInput | AbsorbOutput) -> bool:

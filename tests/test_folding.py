@@ -275,11 +275,10 @@ def test_a_batchnorm_that_is_a_barrier_and_one_out_of_reach_are_decided_too() ->
 
 
 def test_a_fold_that_only_a_later_fold_makes_possible_is_not_missed() -> None:
-    """Three new Adds would cost too much; the BatchNorm behind gives one MatMul its Add anyway."""
+    """Two new Adds would cost too much; the BatchNorm behind gives one MatMul its Add anyway."""
     net = Net(x=draw(4, 3))
     value = net.bn("x", SIGNED, name="early")
-    for seed in (1, 2):
-        net.output(net.matmul(value, draw(3, 5, seed=seed)))
+    net.output(net.matmul(value, draw(3, 5, seed=1)))
     net.output(net.bn(net.matmul(value, draw(3, 5)), affine(5), name="late"))
     made = fold(net)
     assert [(d.subject.name, type(d)) for d in made.decisions] == [("early", Folded), ("late", Folded)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from fold_graph import Net
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from random_nets import nets, written
 
 from bnfold.decision import Folded, Kept, Reduced
@@ -24,9 +25,9 @@ def differ(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @MANY
-@given(nets())
-def test_the_function_never_changes_and_only_the_named_values_change_their_meaning(net: Net) -> None:
-    made = plan(net)
+@given(nets(), st.booleans())
+def test_the_function_never_changes_and_only_the_named_values_change_their_meaning(net: Net, reduces: bool) -> None:
+    made = plan(net, reduces=reduces)
     before, after = net.evaluate(), net.evaluate(made.bench)
     assert not [v for v in net.seen_by_caller if differ(before[v], after[v])]
     changed = {v for op in net.operators if op.index not in made.bench.removed for v in op.outputs if v}
@@ -35,21 +36,21 @@ def test_the_function_never_changes_and_only_the_named_values_change_their_meani
 
 
 @MANY
-@given(nets())
-def test_folding_again_folds_nothing_and_the_written_model_is_the_planned_one(net: Net) -> None:
-    made = plan(net)
+@given(nets(), st.booleans())
+def test_folding_again_folds_nothing_and_the_written_model_is_the_planned_one(net: Net, reduces: bool) -> None:
+    made = plan(net, reduces=reduces)
     model = written(net, made.bench)
     planned, values = net.evaluate(made.bench), model.evaluate()
     assert not [v for v in net.seen_by_caller if differ(planned[v], values[made.bench.root(v)])]
-    again = plan(model)
+    again = plan(model, reduces=reduces)
     assert again.bench.folds == []
     assert [d.subject.name for d in again.decisions] == [d.subject.name for d in made.decisions if isinstance(d, Kept)]
 
 
 @MANY
-@given(nets())
-def test_regions_are_apart_hold_every_change_and_mean_the_same_at_their_borders(net: Net) -> None:
-    made = plan(net)
+@given(nets(), st.booleans())
+def test_regions_are_apart_hold_every_change_and_mean_the_same_at_their_borders(net: Net, reduces: bool) -> None:
+    made = plan(net, reduces=reduces)
     before, after = net.evaluate(), net.evaluate(made.bench)
     inside = [index for region in made.regions for index in region.operators]
     assert len(inside) == len(set(inside))

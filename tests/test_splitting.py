@@ -16,7 +16,7 @@ KERNEL = draw(3, 3, 3, 3, seed=5)
 
 
 def decide(net: Net) -> tuple[FoldPlan, list[type]]:
-    made = plan(net)
+    made = plan(net, reduces=True)
     assert_same_function(net, made)
     return made, [type(d) for d in made.decisions]
 
@@ -32,6 +32,12 @@ def test_before_zero_padding_an_add_is_left_for_scales_of_any_sign(scales: Chann
     assert (decision.to, decision.refusals[-1].reason) == ("Add", Reason.SHIFT_MEETS_PADDING)
     (left,) = made.bench.reduced.values()
     assert (left.affine.scale == 1).all()
+
+
+def test_no_add_is_left_unless_the_caller_wants_it() -> None:
+    net = image()
+    net.output(net.conv(net.bn("x", POSITIVE), KERNEL, pad=1))
+    assert [type(d) for d in plan(net).decisions] == [Kept]
 
 
 def test_before_zero_padding_a_scale_of_zero_keeps_the_batchnorm() -> None:
@@ -70,6 +76,7 @@ def test_a_shift_that_a_sum_can_take_leaves_nothing() -> None:
     made, kinds = decide(net)
     assert kinds == [Folded]
     assert not made.bench.reduced
+    assert [type(d) for d in plan(net).decisions] == [Folded]  # so that this needs nobody's leave
 
 
 def test_what_is_left_takes_in_nothing_and_is_not_tried_again() -> None:
