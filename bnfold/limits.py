@@ -18,7 +18,8 @@ from bnfold.graph import AbsorbInput, AbsorbOutput, Edit, Operator, SetAffine, S
 from bnfold.rounding import largest, smallest_subnormal
 from bnfold.routes import Route
 from bnfold.sources import Source
-from bnfold.views import BatchNorm, ConstantOperand, Linear, Pad, Product, Sum
+from bnfold.views import BatchNorm, ConstantOperand, Linear, Product, Sum
+from bnfold.window_views import Pad
 
 #: The largest |mean| / sqrt(var + epsilon) with which a shift may be pushed: at 10 a fold is still as accurate as the
 #: original, at 100 it is 8 times worse in float32 and 37 times in float16 (measured).

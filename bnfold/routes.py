@@ -13,7 +13,8 @@ from bnfold.bench import Bench
 from bnfold.decision import Direction, Reason, Refusal
 from bnfold.graph import Edit, Operator, PlacedAffine, Step, Use, Value
 from bnfold.sources import Source
-from bnfold.views import BatchNorm, Select
+from bnfold.views import BatchNorm
+from bnfold.window_views import Select
 
 #: How many values a pull looks at before it gives up; only nested sums of variables come near.
 MAX_STEPS = 1024

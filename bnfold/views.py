@@ -5,7 +5,7 @@ A new operator is one view here (or one that exists), one carrier, and one line 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,6 +15,7 @@ import numpy as np
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.decision import Refusal, Subject
 from bnfold.linear import WeightLayout
+from bnfold.window_views import Average, Maximum, Pad, Resample, Select, Spread, Total
 
 if TYPE_CHECKING:
     from bnfold.graph import Operator, PlacedAffine, Step
@@ -137,68 +138,6 @@ class Concat:
 
 
 @dataclass(frozen=True)
-class Average:
-    """A mean over windows or whole axes: AveragePool, GlobalAveragePool, ReduceMean.
-
-    Attributes:
-        axes: The axes that are averaged over.
-        keeps_axes: Whether they stay, with another length.
-        counts_padding: Whether zeros of the padding are averaged in.
-    """
-
-    axes: tuple[int, ...]
-    keeps_axes: bool = True
-    counts_padding: bool = False
-
-
-@dataclass(frozen=True)
-class Maximum:
-    """A maximum over windows or whole axes: MaxPool, GlobalMaxPool, ReduceMax.
-
-    Attributes:
-        axes: The axes over which the maximum runs.
-        keeps_axes: Whether they stay, with another length.
-        window_in_padding: Whether a window may lie wholly in the padding, so that its maximum is -inf.
-        indices_read: Whether the second output is read.
-    """
-
-    axes: tuple[int, ...]
-    keeps_axes: bool = True
-    window_in_padding: bool = False
-    indices_read: bool = False
-
-
-@dataclass(frozen=True)
-class Resample:
-    """Resize, Upsample: every output is a mean of inputs, whose weights add up to 1.
-
-    Attributes:
-        untouched: The axes that provably stay as they are.
-        extrapolation: The number that stands in where the operator reads outside the input; None if it never does.
-    """
-
-    untouched: frozenset[int]
-    extrapolation: float | None = None
-
-
-@dataclass(frozen=True)
-class Pad:
-    """Padding; negative pads crop.
-
-    Attributes:
-        begins: How many entries come before each axis.
-        ends: How many come after.
-        value: The constant that is put there; None for reflect, edge and wrap.
-        dtype: The dtype of the constant.
-    """
-
-    begins: tuple[int, ...]
-    ends: tuple[int, ...]
-    value: float | None
-    dtype: np.dtype[Any]
-
-
-@dataclass(frozen=True)
 class Homogeneous:
     """An activation with `f(c*x) = c*f(x)` for c > 0: Relu, LeakyRelu, PRelu, Abs."""
 
@@ -228,51 +167,8 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Total:
-    """A sum over whole axes: ReduceSum.
-
-    Attributes:
-        axes: The axes that are summed over.
-        keeps_axes: Whether they stay, with length 1.
-        count: How many elements one sum has; None if that is not known.
-    """
-
-    axes: tuple[int, ...]
-    keeps_axes: bool = True
-    count: int | None = None
-
-
-@dataclass(frozen=True)
 class Negate:
     """`-x`."""
-
-
-@dataclass(frozen=True)
-class Select:
-    """Every output entry is one input entry: Slice, Gather, Split, SpaceToDepth.
-
-    Attributes:
-        picks: By axis: for each output, the input index of every output index.
-        opaque: Axes on which entries are picked that are not known.
-        sizes: By axis of `picks`: the length of the input.
-    """
-
-    picks: Mapping[int, tuple[tuple[int, ...], ...]]
-    opaque: frozenset[int]
-    sizes: Mapping[int, int]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The entries of one axis are spread over others: input index c goes to output index `places[c]`: DepthToSpace.
-
-    Attributes:
-        axis: The axis.
-        places: The output index of each input index.
-    """
-
-    axis: int
-    places: tuple[int, ...]
 
 
 @dataclass(frozen=True)

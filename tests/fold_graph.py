@@ -16,20 +16,18 @@ from bnfold.linear import LinearParams, WeightLayout
 from bnfold.sources import Source
 from bnfold.views import (
     Arithmetic,
-    Average,
     Barrier,
     BatchNorm,
     Concat,
     ConstantOperand,
     Homogeneous,
     Linear,
-    Maximum,
-    Pad,
     Reshape,
     Sum,
     Transpose,
     View,
 )
+from bnfold.window_views import Average, Maximum, Pad
 
 Array: TypeAlias = npt.NDArray[np.float64]
 #: Computes the outputs of one operator; the second argument holds the constants, the net itself or a bench over it.

@@ -9,7 +9,8 @@ import numpy as np
 from fold_graph import Array, Net
 
 from bnfold.graph import Operator, Value
-from bnfold.views import Negate, Product, Select, Spread, Sum, Total
+from bnfold.views import Negate, Product, Sum
+from bnfold.window_views import Select, Spread, Total
 
 
 def add_sum(net: Net, x: Value, z: Value, sign: int = 1, name: str = "") -> Value:

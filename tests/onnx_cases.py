@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
+import onnxruntime as ort
 from hypothesis import assume
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
 from bnfold.frontends.onnx_float64 import evaluate, in_float64
-
-ort = pytest.importorskip("onnxruntime", reason="onnxruntime is the judge of these tests")
 
 Array = np.ndarray[Any, Any]
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from bnfold.affine import ChannelAffine
 from bnfold.bench import Bench
 from bnfold.graph import Value
-from bnfold.views import Arithmetic, Average, BatchNorm, Cast, Linear, Maximum, Pad, Resample, Same
+from bnfold.views import Arithmetic, BatchNorm, Cast, Linear, Same
+from bnfold.window_views import Average, Maximum, Pad, Resample
 
 #: What may come next; BatchNorms and convolutions often.
 STEPS = (

@@ -11,7 +11,7 @@ from fold_graph_pairs import add_total
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Reason
 from bnfold.graph import PlacedAffine
-from bnfold.views import Average, Maximum
+from bnfold.window_views import Average, Maximum
 
 SPACE = (2, 3)
 SIGNED, POSITIVE = affine(3, positive=False), affine(3)

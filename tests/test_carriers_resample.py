@@ -10,7 +10,7 @@ from fold_graph import FLOAT32, Net, affine, draw
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Reason
 from bnfold.graph import PlacedAffine, SetConstant
-from bnfold.views import Pad, Resample
+from bnfold.window_views import Pad, Resample
 
 INF = float("inf")
 SPACE = ((0, 0, 1, 2), (0, 0, 2, 1))

@@ -9,7 +9,8 @@ from fold_graph import FLOAT32, Array, Net, affine, draw
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Folded, Kept, Reason, Refusal, Subject
 from bnfold.folding import FoldPlan, plan
-from bnfold.views import Arithmetic, Average, Barrier, BatchNorm, Pad
+from bnfold.views import Arithmetic, Barrier, BatchNorm
+from bnfold.window_views import Average, Pad
 
 #: Relative to the largest element of an output.
 EXACT = 1e-9

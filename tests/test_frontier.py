@@ -15,8 +15,6 @@ from benchmarks import frontier
 from benchmarks.frontier_cases import CASES, Case
 from benchmarks.frontier_judge import Verdict, judge
 
-pytest.importorskip("onnxruntime", reason="onnxruntime runs the results")
-
 BY_KEY = {case.key: case for case in CASES}
 
 

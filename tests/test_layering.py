@@ -31,7 +31,7 @@ def row(layer: int, modules: str, imports: str, outside: str) -> Group:
 TABLE = {
     "values": row(0, "affine decision errors rounding", "", "numpy ml_dtypes"),
     "arrays": row(1, "linear moments comparison", "values", "numpy"),
-    "graph": row(2, "views graph", "values arrays", "numpy"),
+    "graph": row(2, "window_views views graph", "values arrays", "numpy"),
     "carriers": row(3, "carriers.*", "values arrays graph", "numpy"),
     "frontends": row(3, "frontends.*", "values arrays graph", "numpy onnx onnx_ir onnxsim"),
     "machine": row(3, "runtime data dataflow", "values", "numpy onnx onnx_ir onnxruntime"),

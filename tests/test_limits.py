@@ -11,7 +11,8 @@ from fold_graph import FLOAT16, FLOAT32, FLOAT64, Array, Net, affine, draw
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Folded, Kept, Reason, Reduced
 from bnfold.folding import plan
-from bnfold.views import Arithmetic, Average, Pad, Product, Sum
+from bnfold.views import Arithmetic, Product, Sum
+from bnfold.window_views import Average, Pad
 
 LARGEST16, SUBNORMAL16 = 65504.0, 2.0**-24
 ONES = np.ones((3, 3, 1, 1))

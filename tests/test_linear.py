@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from carrier_laws import same
 from fold_graph import Array, affine, draw
 from hypothesis import given, settings
@@ -86,7 +87,6 @@ def geometries(drawn: st.DrawFn) -> dict[str, Any]:
 
 def convolution(g: dict[str, Any], padding: tuple[int, ...] | None = None) -> tuple[WeightLayout, LinearParams, Any]:
     """Its layout, its constants, and torch's function of them."""
-    torch = pytest.importorskip("torch", reason="torch is the judge of this test")
     first, second = (g["inputs"], g["outputs"]) if g["transposed"] else (g["outputs"], g["inputs"])
     weight = draw(first, second // g["groups"], *g["kernel"], seed=g["seed"])
     layout = WeightLayout(output_first=not g["transposed"], groups=g["groups"])

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx_cases import (
@@ -39,7 +40,6 @@ def test_conv_agrees_with_onnxruntime(g: dict[str, Any]) -> None:
 @given(geometry())
 @settings(max_examples=80, deadline=None)
 def test_conv_agrees_with_torch_in_float64(g: dict[str, Any]) -> None:
-    torch = pytest.importorskip("torch", reason="torch is the judge of this test")
     inputs, attributes = conv_case(g)
     rank = len(g["spatial"])
     pads = g["pads"][:rank] * 2
@@ -76,7 +76,6 @@ def test_conv_transpose_agrees_with_onnxruntime(g: dict[str, Any], more: int, ex
 @given(geometry(), st.integers(0, 1))
 @settings(max_examples=80, deadline=None)
 def test_conv_transpose_agrees_with_torch_in_float64(g: dict[str, Any], more: int) -> None:
-    torch = pytest.importorskip("torch", reason="torch is the judge of this test")
     rank = len(g["spatial"])
     x = normal(g["seed"], 2, g["group"] * g["inner"], *g["spatial"]).astype(np.float64)
     w = normal(g["seed"] + 1, g["group"] * g["inner"], g["outer"], *g["kernel"]).astype(np.float64)
@@ -98,7 +97,6 @@ def test_conv_transpose_agrees_with_torch_in_float64(g: dict[str, Any], more: in
 
 
 def test_a_large_conv_that_is_unfolded_in_slabs_equals_torch() -> None:
-    torch = pytest.importorskip("torch", reason="torch is the judge of this test")
     x, w = normal(0, 1, 64, 130, 130).astype(np.float64), normal(1, 8, 64, 3, 3).astype(np.float64)
     assert 64 * 9 * 130 * 130 > 2 * (1 << 22)  # more than two slabs
     theirs = torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(w), padding=1).numpy()

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_cases import (
@@ -53,7 +54,6 @@ def test_lp_pool_agrees_with_onnxruntime(g: dict[str, Any], p: int) -> None:
 @given(geometry(), st.booleans(), st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_pooling_agrees_with_torch_in_float64(g: dict[str, Any], average: bool, include: bool) -> None:
-    torch = pytest.importorskip("torch", reason="torch is the judge of this test")
     rank, x = len(g["spatial"]), normal(g["seed"], 2, 3, *g["spatial"]).astype(np.float64)
     pads = [min(p, k // 2) for p, k in zip(g["pads"], g["kernel"], strict=False)]
     attributes: dict[str, Any] = {"kernel_shape": g["kernel"], "strides": g["strides"], "pads": pads * 2}

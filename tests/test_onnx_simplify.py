@@ -14,8 +14,6 @@ import bnfold
 from bnfold.decision import Reason
 from bnfold.frontends.onnx_simplify import simplified
 
-pytest.importorskip("onnxsim", reason="onnxsim is an extra")
-
 #: A weight computed from constants by an operator that bnfold does not evaluate.
 HIDDEN = f"""(float[N,3,8,8] x) => (float[N,4,6,6] y) <float[4,3,3,3] v, {PARAMETERS}>
     {{ w = Tanh(v) c = Conv(x, w) b = BatchNormalization(c, {STATS}) y = Relu(b) }}"""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -408,7 +409,6 @@ def test_a_custom_operator_cannot_be_run_and_is_named() -> None:
 
 
 def test_cuda_is_never_replaced_by_the_cpu() -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(ProviderError, match="no CUDAExecutionProvider"):

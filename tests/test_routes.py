@@ -13,7 +13,8 @@ from bnfold.folding import Region, plan
 from bnfold.graph import AbsorbOutput, Operator, SetConstant
 from bnfold.routes import Route, pull, push
 from bnfold.sources import Source, compose, runs
-from bnfold.views import Arithmetic, Average, Barrier, BatchNorm, Maximum, Transpose
+from bnfold.views import Arithmetic, Barrier, BatchNorm, Transpose
+from bnfold.window_views import Average, Maximum
 
 POSITIVE, SIGNED = affine(3, 1, shift=False), affine(3, 2, positive=False)
 

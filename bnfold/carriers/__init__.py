@@ -10,7 +10,6 @@ from bnfold.carriers import activation, elementwise, join, linear, pair, pooling
 from bnfold.decision import Reason, Refusal
 from bnfold.graph import Answer, Operator, Pending, PlacedAffine, Step
 from bnfold.views import (
-    Average,
     Barrier,
     BatchNorm,
     Carrier,
@@ -19,19 +18,14 @@ from bnfold.views import (
     ConstantOperand,
     Homogeneous,
     Linear,
-    Maximum,
     Negate,
-    Pad,
     Product,
-    Resample,
     Reshape,
     Same,
-    Select,
-    Spread,
     Sum,
-    Total,
     Transpose,
 )
+from bnfold.window_views import Average, Maximum, Pad, Resample, Select, Spread, Total
 
 __all__ = ["pull", "push"]
 

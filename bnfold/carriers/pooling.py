@@ -12,7 +12,7 @@ from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.carriers.shape import move_axes
 from bnfold.decision import Reason, Refusal
 from bnfold.graph import Operator, PlacedAffine, Step
-from bnfold.views import Average, Maximum, Total
+from bnfold.window_views import Average, Maximum, Total
 
 
 def pull_average(operator: Operator, view: Average, wanted: PlacedAffine) -> Step | Refusal:

@@ -11,7 +11,7 @@ import numpy as np
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.decision import Reason, Refusal
 from bnfold.graph import Operator, Pending, PlacedAffine, SetConstant, Step
-from bnfold.views import Pad, Resample
+from bnfold.window_views import Pad, Resample
 
 
 def pull_resample(operator: Operator, view: Resample, wanted: PlacedAffine) -> Step | Refusal:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Reason, Refusal
 from bnfold.graph import Operator, PlacedAffine, Step
-from bnfold.views import Select, Spread
+from bnfold.window_views import Select, Spread
 
 
 def pull_select(operator: Operator, view: Select, wanted: PlacedAffine, output: int) -> Step | Refusal:

@@ -23,7 +23,8 @@ from bnfold.frontends.onnx_readers import Reader, read
 from bnfold.frontends.onnx_shapes import Shapes
 from bnfold.graph import Operator, Use, Value
 from bnfold.linear import LinearParams
-from bnfold.views import ConstantOperand, Pad, View
+from bnfold.views import ConstantOperand, View
+from bnfold.window_views import Pad
 
 #: The oldest version of the standard operators that the rules were checked against.
 OLDEST_OPSET = 7

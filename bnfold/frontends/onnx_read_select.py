@@ -10,7 +10,8 @@ import onnx_ir as ir
 from bnfold.decision import Reason
 from bnfold.frontends.onnx_context import Context, barrier, input_at, int_attr, ints_attr, is_present, str_attr
 from bnfold.graph import Dim
-from bnfold.views import Select, Spread, View
+from bnfold.views import View
+from bnfold.window_views import Select, Spread
 
 
 def read_slice(node: ir.Node, context: Context) -> View:

@@ -22,7 +22,8 @@ from bnfold.frontends.onnx_context import (
 )
 from bnfold.frontends.onnx_windows import window
 from bnfold.graph import Shape
-from bnfold.views import Average, Maximum, Pad, Resample, Total, View
+from bnfold.views import View
+from bnfold.window_views import Average, Maximum, Pad, Resample, Total
 
 
 def read_pool(node: ir.Node, context: Context) -> View:

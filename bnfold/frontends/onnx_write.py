@@ -17,7 +17,8 @@ from bnfold.folding import FoldPlan
 from bnfold.frontends.onnx_editor import Editor
 from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.graph import Operator, PlacedAffine
-from bnfold.views import BatchNorm, ConstantOperand, Pad
+from bnfold.views import BatchNorm, ConstantOperand
+from bnfold.window_views import Pad
 
 
 @dataclass(frozen=True)
