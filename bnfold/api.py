@@ -17,6 +17,7 @@ import onnx_ir as ir
 from bnfold.decision import Decision
 from bnfold.errors import MachineError, UsageError, VerificationError
 from bnfold.folding import FoldPlan, plan
+from bnfold.frontends.onnx_context import is_standard
 from bnfold.frontends.onnx_files import in_memory, load, save
 from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_readers import Reader
@@ -225,6 +226,6 @@ def _demand(report: Report) -> None:
 
 def _size(model: ir.Model) -> Size:
     nodes = [node for graph in model.graphs() for node in graph]
-    batchnorms = sum(node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx") for node in nodes)
+    batchnorms = sum(node.op_type == "BatchNormalization" and is_standard(node) for node in nodes)
     tensors = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
     return Size(len(model.graph), batchnorms, sum(t.nbytes for t in tensors if t is not None))

@@ -63,12 +63,6 @@ class QuickCheck:
         """Something that can fail was compared, and nothing failed."""
         return self.proves and not self.failed
 
-    @property
-    def in_doubt(self) -> bool:
-        """Every failure is one that rounding alone could explain: ask the oracle before blaming the fold."""
-        failures = [entry for entry in (*self.comparisons, *self.inner) if entry.failed]
-        return bool(failures) and all(entry.ill_conditioned for entry in failures)
-
 
 @dataclass
 class _Findings:

@@ -36,6 +36,8 @@ def split(bench: Bench, source: Source, *, may_leave_add: bool) -> tuple[Fold, l
         if onward is None:
             continue
         rest = ChannelAffine(source.placed.affine.scale / factor, source.placed.affine.shift / factor)
+        if not _fits(source, rest):
+            continue
         back = _taken(bench, source, rest, pull)
         if back is not None:
             return _fold(source, onward, back, None), [*back.edits, *onward.edits]
@@ -46,8 +48,6 @@ def split(bench: Bench, source: Source, *, may_leave_add: bool) -> tuple[Fold, l
 
 def _factors(affine: ChannelAffine) -> Iterator[Float64Array]:
     """First s, where that is never zero; then |s|, or 1 where s = 0."""
-    if affine.is_pure_scale:
-        return
     if affine.scale.all():
         yield affine.scale
     if not affine.is_positive:
@@ -64,9 +64,14 @@ def _taken(bench: Bench, source: Source, affine: ChannelAffine, search: Search) 
 
 
 def _may_stay(source: Source, rest: ChannelAffine) -> bool:
-    """Whether an Add can stand in for the BatchNorm: a pure shift that fits, on a value of known rank and dtype."""
+    """Whether an Add can stand in for the BatchNorm: a pure shift, on a value of known rank."""
+    return bool((rest.scale == 1).all()) and source.operators[0].input_shapes[0] is not None
+
+
+def _fits(source: Source, rest: ChannelAffine) -> bool:
+    """Whether `rest`, whose scales are 1, 0 and -1, keeps the activations in the range of their (known) dtype."""
     operator = source.operators[0]
-    if not (rest.scale == 1).all() or operator.input_shapes[0] is None or operator.dtype is None:
+    if operator.dtype is None:
         return False
     top = float(np.abs(rest.shift).max()) + (source.before or 0.0)
     share = FLOAT16_SHARE if operator.dtype.name == "float16" else 1.0

@@ -43,3 +43,12 @@ def test_a_negative_scale_does_not_pass_an_activation() -> None:
     model = parse(before("r = Relu(b)"), values={"gamma": -1.3})
     result = assert_fold(model, folded=0, kept=[Reason.SHIFT_MEETS_ACTIVATION], reduce=True)
     assert ops(result.model)[0] == "BatchNormalization"
+
+
+def test_a_shift_that_a_shortcut_need_not_take_leaves_nothing_and_every_name_tells_the_truth() -> None:
+    text = f"""(float[N,4,8,8] x) => (float[N,3,8,8] y) <float[4,4,1,1] v, float[3,4,3,3] w, {PARAMETERS}>
+        {{ c = Conv(x, v) g = Sigmoid(x) s = Add(c, g) b = BatchNormalization(s, {STATS}) r = Relu(b)
+           y = Conv <pads=[1,1,1,1]> (r, w) }}"""
+    result = assert_fold(parse(text, values=POSITIVE), folded=1)
+    assert ops(result.model) == ["Conv", "Sigmoid", "Add", "Relu", "Conv"]
+    assert not {"c", "s", "b", "r"} & {v.name for node in result.model.graph for v in node.outputs}

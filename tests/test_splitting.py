@@ -69,14 +69,35 @@ def test_every_reader_must_take_the_scale() -> None:
         assert decide(net)[1] == [kind]
 
 
-def test_a_shift_that_a_sum_can_take_leaves_nothing() -> None:
+@pytest.mark.parametrize("reduces", [False, True])
+def test_a_shift_that_one_operand_of_a_sum_takes_leaves_nothing(reduces: bool) -> None:
+    """The other operand could not take the scale, which goes on through the activation."""
     net = image()
-    first, second = net.conv("x", draw(3, 3, 1, 1, seed=1)), net.homogeneous(net.conv("x", draw(3, 3, 1, 1, seed=2)))
-    net.output(net.conv(net.homogeneous(net.bn(net.sum(first, second), POSITIVE)), KERNEL, pad=1))
-    made, kinds = decide(net)
-    assert kinds == [Folded]
-    assert not made.bench.reduced
-    assert [type(d) for d in plan(net).decisions] == [Folded]  # so that this needs nobody's leave
+    total = net.sum(net.conv("x", draw(3, 3, 1, 1, seed=1)), net.barrier("x"))
+    net.output(net.conv(net.homogeneous(net.bn(total, POSITIVE)), KERNEL, pad=1))
+    made = plan(net, reduces=reduces)
+    assert_same_function(net, made)
+    assert [type(d) for d in made.decisions] == [Folded]
+    assert len(made.bench.folds[0].into) == 2
+
+
+@pytest.mark.parametrize(("second", "kind"), [(1e-3, Folded), (1e2, Kept)])
+@pytest.mark.parametrize("zero", [False, True])
+def test_signs_and_shift_go_back_where_the_size_would_overflow(second: float, kind: type, zero: bool) -> None:
+    scale = np.array([1e4, -1e4, 0.0 if zero else 2e4])
+    net = image()
+    value = net.bn(net.conv("x", draw(3, 3, 1, 1) * 1e2, stored_as=FLOAT16), ChannelAffine(scale, np.ones(3)))
+    net.output(net.conv(net.homogeneous(value), KERNEL * second, pad=1, stored_as=FLOAT16))
+    assert decide(net)[1] == [kind]
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(1.0, Folded), (1e-4, Kept)])
+def test_in_float16_what_goes_back_must_fit_too(scale: float, kind: type) -> None:
+    net = image()
+    total = net.sum(net.conv("x", draw(3, 3, 1, 1, seed=1)), net.barrier("x"))
+    value = net.bn(total, ChannelAffine(np.full(3, scale), np.ones(3)), dtype=FLOAT16, before=1.0, after=2.0)
+    net.output(net.conv(net.homogeneous(value), KERNEL * 1e3, pad=1))
+    assert decide(net)[1] == [kind]
 
 
 def test_what_is_left_takes_in_nothing_and_is_not_tried_again() -> None:

@@ -1,9 +1,10 @@
 """Our own NumPy kernels for the ONNX reference evaluator: where it is wrong, slow, raises, or leaves the given dtype.
 
-Measured against onnx 1.23: BatchNormalization before opset 14 mixes in batch statistics; MaxPool with ceil_mode and
-pads, GlobalMaxPool of rank 3 and 5, LRN, Softmax before opset 13, Squeeze with unsorted negative axes are wrong; Erf,
-DequantizeLinear and GroupNormalization detour through float32; grouped ConvTranspose, linear Upsample, Resize 10 and
-negative Pad raise; Conv is slow. `Y = op(X)` in the dtype of X for every kernel.
+Of onnx 1.23, by reading its code and by the project's design: BatchNormalization before opset 14 mixes in batch
+statistics; MaxPool with ceil_mode and pads, GlobalMaxPool of rank 3 and 5, LRN, Softmax before opset 13, Squeeze with
+unsorted negative axes are wrong; Erf, DequantizeLinear and GroupNormalization detour through float32; grouped
+ConvTranspose, linear Upsample, Resize 10 and negative Pad raise; Conv is slow. `Y = op(X)` in the dtype of X for every
+kernel.
 """
 
 from __future__ import annotations
