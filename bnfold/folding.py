@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from bnfold.bench import Bench, Fold
 from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal
 from bnfold.graph import FoldGraph, Operator, Value
 from bnfold.limits import objection
-from bnfold.routes import Route, pull, push
+from bnfold.pulling import pull
+from bnfold.routes import Route, drop, push
 from bnfold.sources import Source, compose, runs
 from bnfold.splitting import split
 from bnfold.views import Barrier
@@ -58,7 +60,8 @@ def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True, *
 
     Sources are taken in topological order; each is pulled into its producers if that is possible, else pushed. What
     was kept is tried again as long as that helps: a fold may make room for one before it (an Add that is there now).
-    Only what cannot be folded whole at last is split; if the plan `reduces`, an Add may be left of it.
+    Only for what cannot be folded at last, other readers are made to undo the change of a value, and what cannot be
+    folded whole is split; if the plan `reduces`, an Add may be left of it.
     """
     bench = Bench(graph, wanted)
     decisions, kept = _refused(graph, wanted), list[tuple[int, Decision]]()
@@ -68,7 +71,7 @@ def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True, *
         folds, kept = len(bench.folds), []
         for run in runs(graph, wanted):
             for source in compose(tuple(op for op in run if not bench.is_settled(op)), bench):
-                outcome = _settle(bench, source)
+                outcome = _settle(bench, source, undoes=last_resort)
                 if last_resort and isinstance(outcome, tuple):
                     outcome = _split(bench, source, outcome, may_leave_add=reduces)
                 found = [(source.operators[0].index, d) for d in _decisions(source, outcome)]
@@ -103,12 +106,12 @@ def _split(
     return replace(found[0], refusals=refusals)
 
 
-def _settle(bench: Bench, source: Source) -> Fold | tuple[Refusal, ...]:
+def _settle(bench: Bench, source: Source, *, undoes: bool) -> Fold | tuple[Refusal, ...]:
     """Take the first of pull and push that is possible, or say why neither is."""
     if not source.placed.affine.is_finite:
         return (Refusal(Reason.STATISTICS_NOT_FINITE, source.operators[0].name, _where_not_finite(source)),)
     refusals: list[Refusal] = []
-    for search in (pull, push):
+    for search in _searches(source, undoes):
         route = search(bench, source)
         against = route if isinstance(route, Refusal) else objection(bench, source, route)
         if against is None:
@@ -118,7 +121,13 @@ def _settle(bench: Bench, source: Source) -> Fold | tuple[Refusal, ...]:
             bench.apply(fold, route.edits)
             return fold
         refusals.append(against)
-    return tuple(dict.fromkeys(refusals))
+    return tuple(dict.fromkeys(refusals[:2]))  # the last resort says no more than the pull
+
+
+def _searches(source: Source, undoes: bool) -> tuple[Callable[[Bench, Source], Route | Refusal], ...]:
+    if source.placed.affine.is_identity:
+        return (drop,)
+    return (pull, push, partial(pull, undoes=True)) if undoes else (pull, push)
 
 
 def _where_not_finite(source: Source) -> str:

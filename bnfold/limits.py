@@ -43,11 +43,13 @@ def objection(bench: Bench, source: Source, route: Route) -> Refusal | None:
 
 
 def _conditioning(source: Source, route: Route) -> Refusal | None:
-    if route.direction == "pull" or source.placed.affine.is_pure_scale or source.offset <= MAX_OFFSET:
+    """A shift that is pushed cancels the mean of what came in; one that a reader undoes, that of what came out too."""
+    undone = any(not placed.affine.is_pure_scale for placed in route.undone)
+    pushed = route.direction == "push" and not source.placed.affine.is_pure_scale
+    offset = max(source.offset, source.offset_after) if undone else source.offset
+    if not (undone or pushed) or offset <= MAX_OFFSET:
         return None
-    return Refusal(
-        Reason.ILL_CONDITIONED, source.operators[0].name, f"{source.offset:.3g}, the limit is {MAX_OFFSET:g}"
-    )
+    return Refusal(Reason.ILL_CONDITIONED, source.operators[0].name, f"{offset:.3g}, the limit is {MAX_OFFSET:g}")
 
 
 def _cost(bench: Bench, source: Source, route: Route) -> Refusal | None:

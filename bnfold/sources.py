@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
+from bnfold.affine import ChannelAffine
 from bnfold.carriers.elementwise import constant_affine
 from bnfold.decision import Subject
 from bnfold.graph import FoldGraph, Operator, Pending, PlacedAffine, Value
@@ -23,6 +26,7 @@ class Source:
         operators: The run, in order; each but the last is read by the next one only.
         placed: What the run computes.
         offset: How much cancels: the largest |mean| / sqrt(var + epsilon), or |shift| where no statistics are known.
+        offset_after: How much cancels when the affine is undone: the same of what it computes, |beta / gamma|.
         before: An estimate of the largest |x| that comes in; None without statistics.
         after: An estimate of the largest |y| that goes out; None without statistics.
     """
@@ -30,6 +34,7 @@ class Source:
     operators: tuple[Operator, ...]
     placed: PlacedAffine
     offset: float
+    offset_after: float
     before: float | None
     after: float | None
 
@@ -130,7 +135,14 @@ def _source(part: list[tuple[Operator, PlacedAffine]]) -> list[Source]:
     known = len(views) == len(operators)
     before = views[0].before if known else None
     after = views[-1].after if known else None
-    return [Source(operators, total, offset, before, after)]
+    return [Source(operators, total, offset, _offset_after(total.affine, views), before, after)]
+
+
+def _offset_after(affine: ChannelAffine, views: list[BatchNorm]) -> float:
+    """The largest |mean| / deviation of what comes out, `|s*mean + t| / |s*deviation|`."""
+    mean, deviation = (views[0].mean, views[0].deviation) if views else (0.0, 1.0)
+    with np.errstate(all="ignore"):
+        return float(np.abs((affine.scale * mean + affine.shift) / (affine.scale * deviation)).max())
 
 
 def _scales_channels(operator: Operator, placed: PlacedAffine) -> bool:

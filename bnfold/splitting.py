@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -19,8 +20,9 @@ from bnfold.bench import Bench, Fold
 from bnfold.decision import Refusal
 from bnfold.graph import Edit, PlacedAffine
 from bnfold.limits import FLOAT16_SHARE, objection
+from bnfold.pulling import pull
 from bnfold.rounding import largest
-from bnfold.routes import Route, pull, push
+from bnfold.routes import Route, push
 from bnfold.sources import Source
 from bnfold.views import BatchNorm
 
@@ -38,8 +40,8 @@ def split(bench: Bench, source: Source, *, may_leave_add: bool) -> tuple[Fold, l
         rest = ChannelAffine(source.placed.affine.scale / factor, source.placed.affine.shift / factor)
         if not _fits(source, rest):
             continue
-        back = _taken(bench, source, rest, pull)
-        if back is not None:
+        back = _taken(bench, source, rest, partial(pull, undoes=True))
+        if back is not None and not _meet(back, onward):
             return _fold(source, onward, back, None), [*back.edits, *onward.edits]
         if may_leave_add and _may_stay(source, rest):
             return _fold(source, onward, Route("pull"), source.placed.with_affine(rest)), onward.edits
@@ -61,6 +63,12 @@ def _taken(bench: Bench, source: Source, affine: ChannelAffine, search: Search) 
     if isinstance(route, Refusal) or objection(bench, part, route) is not None:
         return None
     return route
+
+
+def _meet(back: Route, onward: Route) -> bool:
+    """Whether a reader that undoes what goes back is on the way onward too."""
+    beside = {op.index for op in back.beside}
+    return bool(back.undone) and any(op.index in beside for op in (*onward.into, *onward.through))
 
 
 def _may_stay(source: Source, rest: ChannelAffine) -> bool:

@@ -252,7 +252,7 @@ def edited(net: Net, edits: Sequence[Edit]) -> Bench:
     """A bench on which `edits` were made and nothing was taken out."""
     bench = Bench(net)
     nothing = PlacedAffine(ChannelAffine.identity(1), (), ())
-    bench.apply(Fold(Source((), nothing, 0.0, None, None), "pull", (), (), (), frozenset()), edits)
+    bench.apply(Fold(Source((), nothing, 0.0, 0.0, None, None), "pull", (), (), (), frozenset()), edits)
     return bench
 
 

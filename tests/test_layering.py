@@ -35,7 +35,12 @@ TABLE = {
     "carriers": row(3, "carriers.*", "values arrays graph", "numpy"),
     "frontends": row(3, "frontends.*", "values arrays graph", "numpy onnx onnx_ir onnxsim"),
     "machine": row(3, "runtime data dataflow", "values", "numpy onnx onnx_ir onnxruntime"),
-    "engine": row(4, "bench sources routes limits splitting folding", "values arrays graph carriers", "numpy"),
+    "engine": row(
+        4,
+        "bench sources routes undoing pulling limits splitting folding",
+        "values arrays graph carriers",
+        "numpy",
+    ),
     "checks": row(
         4,
         "probing quickcheck localcheck localsizes oracle verification",

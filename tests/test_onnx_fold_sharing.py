@@ -83,7 +83,12 @@ def test_batchnorms_that_share_their_parameters_keep_them_for_the_one_that_stays
     ("nodes", "outputs", "folded", "reason"),
     [
         (f"a = Conv(x, w) y = BatchNormalization(a, {STATS}) z = Relu(a)", TWO_OUT, 0, Reason.VALUE_HAS_OTHER_READERS),
-        (f"a = Conv(x, w) y = BatchNormalization(a, {STATS}) z = BatchNormalization(a, {STATS2})", TWO_OUT, 0, None),
+        (
+            f"a = Conv(x, w) y = BatchNormalization(a, {STATS}) z = BatchNormalization(a, {STATS2})",
+            TWO_OUT,
+            1,
+            Reason.IS_MODEL_OUTPUT,
+        ),
         (f"z = Conv(x, w) y = BatchNormalization(z, {STATS})", TWO_OUT, 0, Reason.IS_MODEL_OUTPUT),
         (f"a = Conv(x, w) y = BatchNormalization(a, {STATS}) z = Relu(y)", TWO_OUT, 1, None),
         (f"a = Conv(x, w) b = BatchNormalization(a, {STATS}) r = Relu(b) y = Add(b, r)", ONE_OUT, 1, None),
@@ -99,7 +104,7 @@ def test_batchnorms_that_share_their_parameters_keep_them_for_the_one_that_stays
 def test_a_value_that_is_read_as_it_is_keeps_its_meaning(
     nodes: str, outputs: str, folded: int, reason: Reason | None
 ) -> None:
-    kept = [] if folded else [reason or Reason.VALUE_HAS_OTHER_READERS] * (1 if reason else 2)
+    kept = [] if reason is None else [reason]
     assert_fold(parse(_shared(nodes, outputs)), folded=folded, kept=kept)
 
 

@@ -11,7 +11,8 @@ from bnfold.bench import Bench
 from bnfold.decision import Folded, Kept, Reason, Refusal
 from bnfold.folding import Region, plan
 from bnfold.graph import AbsorbOutput, Operator, SetConstant
-from bnfold.routes import Route, pull, push
+from bnfold.pulling import pull
+from bnfold.routes import Route, push
 from bnfold.sources import Source, compose, runs
 from bnfold.views import Arithmetic, Barrier, BatchNorm, Transpose
 from bnfold.window_views import Average, Maximum

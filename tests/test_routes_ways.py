@@ -8,11 +8,11 @@ from fold_graph import Net, affine, draw
 from fold_graph_pairs import add_depth_to_space, add_product, add_select, add_space_to_depth, add_sum
 from test_folding_random import differ
 
-from bnfold import routes
+from bnfold import pulling
 from bnfold.decision import Folded, Kept, Reason
 from bnfold.folding import FoldPlan, plan
 from bnfold.graph import Value
-from bnfold.routes import MAX_STEPS
+from bnfold.pulling import MAX_STEPS
 
 SIGNED, POSITIVE = affine(4, 2, positive=False), affine(4, 3)
 PURE = affine(4, 4, positive=False, shift=False)
@@ -155,9 +155,9 @@ def test_more_ways_than_are_tried_are_told_as_such() -> None:
 def test_a_search_of_exactly_the_allowed_length_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     net = net_of()
     net.output(net.bn(net.homogeneous(net.transpose(conv(net), 0, 1, 3, 2)), affine(4, shift=False)))
-    monkeypatch.setattr(routes, "MAX_STEPS", 4)  # three values, and one look at what is left
+    monkeypatch.setattr(pulling, "MAX_STEPS", 4)  # three values, and one look at what is left
     assert [type(d) for d in plan(net).decisions] == [Folded]
-    monkeypatch.setattr(routes, "MAX_STEPS", 3)
+    monkeypatch.setattr(pulling, "MAX_STEPS", 3)
     assert refusal(plan(net)) is Reason.TOO_MANY_WAYS
     assert MAX_STEPS > 100
 
