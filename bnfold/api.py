@@ -63,6 +63,7 @@ def inspect(  # noqa: PLR0913
     keep: str | None = None,
     keep_overridable: bool = False,
     reduce: bool = False,
+    merge: bool = True,
     simplify: bool = False,
     readers: Readers | None = None,
 ) -> Report:
@@ -75,6 +76,7 @@ def inspect(  # noqa: PLR0913
         keep_overridable: Leave initializers alone that are also graph inputs, which a caller may override.
         reduce: Where only the shift of a BatchNorm cannot move, leave an Add in its place: fewer BatchNorms for a
             compiler that lacks them, though not a faster model.
+        merge: Whether parallel linear branches of one value become one operator (RepVGG, MobileOne, ACNet).
         simplify: Run onnxsim first (without its own BatchNorm fusion), to uncover constants.
         readers: Your own readers of operators, by domain ("" for the standard ones) and operator type; they come
             before bnfold's. `examples/own_carrier.py` shows one.
@@ -87,7 +89,7 @@ def inspect(  # noqa: PLR0913
     given, name = _opened(model)
     original, notes = _prepared(given, simplify, keep_overridable)
     graph = OnnxGraph(original, keep_overridable=keep_overridable, readers=readers)
-    planned = plan(graph, _selection(only, keep), reduces=reduce)
+    planned = plan(graph, _selection(only, keep), reduces=reduce, merges=merge)
     return Report(name, planned.decisions, _size(original), notes=notes)
 
 
@@ -98,6 +100,7 @@ def fold(  # noqa: PLR0913
     keep: str | None = None,
     keep_overridable: bool = False,
     reduce: bool = False,
+    merge: bool = True,
     simplify: bool = False,
     readers: Readers | None = None,
     verify: bool = True,
@@ -114,6 +117,7 @@ def fold(  # noqa: PLR0913
         keep: As `inspect`.
         keep_overridable: As `inspect`.
         reduce: As `inspect`.
+        merge: As `inspect`.
         simplify: As `inspect`.
         readers: As `inspect`.
         verify: Whether to check the result; without it, the metadata of the model says that it was not.
@@ -133,7 +137,7 @@ def fold(  # noqa: PLR0913
     original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()
     graph = OnnxGraph(folded, keep_overridable=keep_overridable, readers=readers)
-    planned = plan(graph, _selection(only, keep), reduces=reduce)
+    planned = plan(graph, _selection(only, keep), reduces=reduce, merges=merge)
     written = write(graph, planned)
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()

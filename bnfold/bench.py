@@ -7,11 +7,11 @@ multiplied out in float64 on demand, so that the stored number is rounded once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from bnfold.affine import ChannelAffine, Float64Array
+from bnfold.changes import Change, Fold, Merge
 from bnfold.decision import Direction, Refusal
 from bnfold.graph import (
     AbsorbInput,
@@ -26,32 +26,6 @@ from bnfold.graph import (
     Value,
 )
 from bnfold.linear import LinearParams
-from bnfold.sources import Source
-
-
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """One source that was taken out.
-
-    Attributes:
-        source: What was taken out.
-        direction: The way its affine went.
-        into: The operators that absorbed it.
-        through: The operators that passed it on.
-        values: The values whose meaning it changed.
-        beside: Further readers of values that changed, which see no difference.
-        left: What stays in the source's place, a pure shift; None if nothing does.
-        refusals: Why it stays.
-    """
-
-    source: Source
-    direction: Direction
-    into: tuple[Operator, ...]
-    through: tuple[Operator, ...]
-    values: frozenset[Value]
-    beside: tuple[Operator, ...] = ()
-    left: PlacedAffine | None = None
-    refusals: tuple[Refusal, ...] = ()
 
 
 class Bench:
@@ -64,8 +38,11 @@ class Bench:
         constants: New constant operands.
         affines: New affines of BatchNorms that stay.
         removed: The operators that were taken out, and the way their affine went.
+        passes: Which input the output of a removed operator is equal to, where that is not the first; None for one
+            whose output is gone as well.
+        merged: Linear operators that took in parallel branches.
         reduced: What is left of BatchNorms that became an Add.
-        folds: Each fold that was taken, in order.
+        folds: Each fold and each merge, in order.
     """
 
     def __init__(self, graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True) -> None:
@@ -75,8 +52,10 @@ class Bench:
         self.constants: dict[int, Float64Array] = {}
         self.affines: dict[int, ChannelAffine] = {}
         self.removed: dict[int, Direction] = {}
+        self.passes: dict[int, int | None] = {}
+        self.merged: dict[int, Merge] = {}
         self.reduced: dict[int, PlacedAffine] = {}
-        self.folds: list[Fold] = []
+        self.folds: list[Change] = []
 
     def constant(self, operator: Operator) -> Float64Array:
         """The constant operand as it stands."""
@@ -92,31 +71,45 @@ class Bench:
 
     def linear_params(self, operator: Operator, further: tuple[AbsorbInput | AbsorbOutput, ...] = ()) -> LinearParams:
         """The constants of a linear operator after all that it has absorbed, and `further`."""
-        return multiplied_out(self.graph.linear_params(operator), (*self.absorbed.get(operator.index, ()), *further))
+        merge = self.merged.get(operator.index)
+        params = self.graph.linear_params(operator) if merge is None else merge.params
+        return multiplied_out(params, (*self.absorbed.get(operator.index, ()), *further))
+
+    def operator(self, index: int) -> Operator:
+        """The operator as it stands."""
+        merge = self.merged.get(index)
+        return self.graph.operators[index] if merge is None else merge.into
 
     def root(self, value: Value) -> Value:
         """The value that `value` is equal to now that operators are taken out."""
         while (producer := self.graph.producer(value)) is not None and producer.index in self.removed:
-            value = producer.inputs[0]
+            position = self.passes.get(producer.index, 0)
+            assert position is not None
+            value = producer.inputs[position]
         return value
 
     def producer(self, value: Value) -> Operator | None:
         """The operator that computes `value`."""
-        return self.graph.producer(self.root(value))
+        found = self.graph.producer(self.root(value))
+        return None if found is None else self.operator(found.index)
 
     def uses(self, value: Value) -> Iterator[Use]:
         """The edges from `value` to operators that are still there; those of a removed reader's output in its place."""
         for use in self.graph.uses(value):
-            if use.operator.index in self.removed:
+            if use.operator.index not in self.removed:
+                yield Use(self.operator(use.operator.index), use.position)
+            elif self._passes_on(use):
                 yield from self.uses(_first_output(use.operator))
-            else:
-                yield use
+
+    def _passes_on(self, use: Use) -> bool:
+        """Whether the output of the removed reader is the value that it reads there."""
+        return use.operator.index in self.removed and self.passes.get(use.operator.index, 0) == use.position
 
     def visible(self, value: Value) -> Refusal | None:
         """Why `value`, or what is now the same value, cannot change its meaning."""
         if (refusal := self.graph.visible(value)) is not None:
             return refusal
-        readers = (use.operator for use in self.graph.uses(value) if use.operator.index in self.removed)
+        readers = (use.operator for use in self.graph.uses(value) if self._passes_on(use))
         return next((r for op in readers if (r := self.visible(_first_output(op))) is not None), None)
 
     def is_settled(self, operator: Operator) -> bool:
@@ -126,7 +119,7 @@ class Bench:
     def removed_below(self, value: Value) -> Iterator[int]:
         """The removed operators between `value` and the uses that `uses` names."""
         for use in self.graph.uses(value):
-            if use.operator.index in self.removed:
+            if self._passes_on(use):
                 yield use.operator.index
                 yield from self.removed_below(_first_output(use.operator))
 
@@ -146,6 +139,15 @@ class Bench:
         else:
             self.reduced[fold.source.operators[0].index] = fold.left
         self.folds.append(fold)
+
+    def merge(self, merge: Merge) -> None:
+        """Let one branch take in the others."""
+        self.merged[merge.into.index] = merge
+        self.absorbed.pop(merge.into.index, None)
+        self.removed.update((op.index, "merge") for op in (*merge.gone, *(op for op, _ in merge.sums)))
+        self.passes.update((op.index, None) for op in merge.gone)
+        self.passes.update((op.index, position) for op, position in merge.sums)
+        self.folds.append(merge)
 
 
 def multiplied_out(params: LinearParams, absorbed: tuple[AbsorbInput | AbsorbOutput, ...]) -> LinearParams:

@@ -57,6 +57,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     only: str | None,
     keep_overridable: bool,
     reduce: bool,
+    no_merge: bool,
     simplify: bool,
     require_all: bool,
     no_verify: bool,
@@ -81,6 +82,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
                 keep=keep,
                 keep_overridable=keep_overridable,
                 reduce=reduce,
+                merge=not no_merge,
                 simplify=simplify,
                 verify=not no_verify,
                 providers=providers,
@@ -116,6 +118,7 @@ def inspect_command(  # noqa: PLR0913
     only: str | None,
     keep_overridable: bool,
     reduce: bool,
+    no_merge: bool,
     simplify: bool,
     as_json: bool,
     quiet: bool,
@@ -127,7 +130,13 @@ def inspect_command(  # noqa: PLR0913
     console = terminal.open_console(quiet)
     with terminal.progress(console, f"reading {model}"):
         report = api.inspect(
-            model, only=only, keep=keep, keep_overridable=keep_overridable, reduce=reduce, simplify=simplify
+            model,
+            only=only,
+            keep=keep,
+            keep_overridable=keep_overridable,
+            reduce=reduce,
+            merge=not no_merge,
+            simplify=simplify,
         )
     if as_json:
         click.echo(report_json(report), nl=False)

@@ -58,6 +58,7 @@ def reading(command: Command) -> Command:
             "--keep-overridable", is_flag=True, help="Keep weights that are inputs overridable by the caller."
         ),
         click.option("--reduce", is_flag=True, help="Leave an Add where only the shift of a BatchNorm cannot move."),
+        click.option("--no-merge", is_flag=True, help="Leave parallel branches (RepVGG, MobileOne) as they are."),
         click.option("--simplify", is_flag=True, help="Run onnxsim first, to uncover constants."),
     )(command)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, TypeAlias
 
-Direction: TypeAlias = Literal["pull", "push"]
+Direction: TypeAlias = Literal["pull", "push", "merge"]
 
 
 class Reason(Enum):

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
-from bnfold.bench import Bench, Fold
+from bnfold.bench import Bench
+from bnfold.changes import Change, Fold, Merge
 from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal
 from bnfold.graph import FoldGraph, Operator, Value
 from bnfold.limits import objection
+from bnfold.merging import merge_all
 from bnfold.pulling import pull
 from bnfold.routes import Route, drop, push
 from bnfold.sources import Source, compose, runs
@@ -55,29 +58,61 @@ class FoldPlan:
 
 
 @np.errstate(all="ignore")  # what leaves the range of float64 is refused as OVERFLOWS_DTYPE
-def plan(graph: FoldGraph, wanted: Callable[[str], bool] = lambda _name: True, *, reduces: bool = False) -> FoldPlan:
+def plan(
+    graph: FoldGraph,
+    wanted: Callable[[str], bool] = lambda _name: True,
+    *,
+    reduces: bool = False,
+    merges: bool = True,
+) -> FoldPlan:
     """Decide about every BatchNorm of `graph`; those whose name is not `wanted` are kept.
 
     Sources are taken in topological order; each is pulled into its producers if that is possible, else pushed. What
     was kept is tried again as long as that helps: a fold may make room for one before it (an Add that is there now).
+    Then, if the plan `merges`, parallel branches become one, and all is tried again.
     Only for what cannot be folded at last, other readers are made to undo the change of a value, and what cannot be
     folded whole is split; if the plan `reduces`, an Add may be left of it.
     """
     bench = Bench(graph, wanted)
-    decisions, kept = _refused(graph, wanted), list[tuple[int, Decision]]()
-    folds, last_resort = -1, False
-    while len(bench.folds) > folds or not last_resort:
-        last_resort = len(bench.folds) == folds
-        folds, kept = len(bench.folds), []
-        for run in runs(graph, wanted):
-            for source in compose(tuple(op for op in run if not bench.is_settled(op)), bench):
-                outcome = _settle(bench, source, undoes=last_resort)
-                if last_resort and isinstance(outcome, tuple):
-                    outcome = _split(bench, source, outcome, may_leave_add=reduces)
-                found = [(source.operators[0].index, d) for d in _decisions(source, outcome)]
-                (decisions if isinstance(outcome, Fold) else kept).extend(found)
-    ordered = [decision for _, decision in sorted([*decisions, *kept], key=lambda pair: pair[0])]
+    done, kept = _refused(graph, wanted), list[tuple[int, Decision]]()
+    last_resort = False
+    while True:
+        before = len(bench.folds)
+        folded, kept = _attempt(bench, last_resort=last_resort, reduces=reduces)
+        done += folded
+        if len(bench.folds) > before:
+            last_resort = False
+        elif merges and merge_all(bench):
+            done += [found for change in bench.folds[before:] for found in _merged(change)]
+        elif last_resort:
+            break
+        else:
+            last_resort = True
+    ordered = [decision for _, decision in sorted([*done, *kept], key=lambda pair: pair[0])]
     return FoldPlan((*ordered, *graph.unreachable), bench, _regions(bench))
+
+
+_Decided: TypeAlias = list[tuple[int, Decision]]
+
+
+def _attempt(bench: Bench, *, last_resort: bool, reduces: bool) -> tuple[_Decided, _Decided]:
+    """One pass over all sources: what was folded, and what was not."""
+    folded, kept = _Decided(), _Decided()
+    for run in runs(bench.graph, bench.wanted):
+        for source in compose(tuple(op for op in run if not bench.is_settled(op)), bench):
+            outcome = _settle(bench, source, undoes=last_resort)
+            if last_resort and isinstance(outcome, tuple):
+                outcome = _split(bench, source, outcome, may_leave_add=reduces)
+            found = [(source.operators[0].index, d) for d in _decisions(source, outcome)]
+            (folded if isinstance(outcome, Fold) else kept).extend(found)
+    return folded, kept
+
+
+def _merged(change: Change) -> _Decided:
+    """The decisions about the BatchNorms that went with a merge."""
+    assert isinstance(change, Merge)
+    into, through = (change.into.name,), tuple(op.name for op, _ in change.sums)
+    return [(change.gone[0].index, Folded(subject, "merge", into, through)) for subject in change.subjects]
 
 
 def _refused(graph: FoldGraph, wanted: Callable[[str], bool]) -> list[tuple[int, Decision]]:
@@ -151,7 +186,7 @@ def _regions(bench: Bench) -> tuple[Region, ...]:
     """Folds that share an operator belong to one region."""
     groups: list[tuple[set[int], list[str]]] = []
     for fold in bench.folds:
-        operators, names = _along(bench, fold), [s.name for s in fold.source.subjects]
+        operators, names = _along(bench, fold), [s.name for s in fold.subjects]
         apart = []
         for group in groups:
             if group[0] & operators:
@@ -163,11 +198,11 @@ def _regions(bench: Bench) -> tuple[Region, ...]:
     return tuple(_region(bench.graph, sorted(operators), tuple(names)) for operators, names in groups)
 
 
-def _along(bench: Bench, fold: Fold) -> set[int]:
-    """The operators on the way of a fold, and those of other folds that were taken out along it."""
-    changed = (*fold.values, *(op.outputs[0] for op in fold.source.operators))
-    removed = {index for value in changed if value is not None for index in bench.removed_below(value)}
-    return removed | {op.index for op in (*fold.source.operators, *fold.into, *fold.through, *fold.beside)}
+def _along(bench: Bench, change: Change) -> set[int]:
+    """The operators that a change touches, and those of others that were taken out along it."""
+    outputs = {v for op in change.operators for v in op.outputs if v is not None and op.index in bench.removed}
+    removed = {index for value in change.values | outputs for index in bench.removed_below(value)}
+    return removed | {op.index for op in change.operators}
 
 
 def _region(graph: FoldGraph, indices: list[int], names: tuple[str, ...]) -> Region:

@@ -85,7 +85,7 @@ def send(bench: Bench, seen: Seen) -> Route | Refusal:
     route, seen = Route("push"), dict(seen)
     while seen:
         index = min(seen)
-        operator = bench.graph.operators[index]
+        operator = bench.operator(index)
         step = excluded(bench, operator) or carriers.push(operator, seen.pop(index), bench)
         if isinstance(step, Refusal):
             return step

@@ -16,7 +16,8 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.affine import ChannelAffine, Float64Array
-from bnfold.bench import Bench, Fold
+from bnfold.bench import Bench
+from bnfold.changes import Fold
 from bnfold.decision import Refusal
 from bnfold.graph import Edit, PlacedAffine
 from bnfold.limits import FLOAT16_SHARE, objection

@@ -14,6 +14,7 @@ import numpy as np
 
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.decision import Refusal, Subject
+from bnfold.embedding import Geometry
 from bnfold.linear import WeightLayout
 from bnfold.window_views import Average, Maximum, Pad, Resample, Select, Spread, Total
 
@@ -34,6 +35,7 @@ class Linear:
         dtype: The dtype of the stored weight.
         shift_at_input: Why a shift cannot enter at the input (zero padding is seen, ...); None if it can.
         shift_adds_operator: Whether a shift needs a new Add, as for a MatMul without one.
+        geometry: The window over the spatial axes; None where pads are not known, or where it is no convolution.
     """
 
     layout: WeightLayout
@@ -44,6 +46,7 @@ class Linear:
     dtype: np.dtype[Any]
     shift_at_input: Refusal | None = None
     shift_adds_operator: bool = False
+    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True, eq=False)

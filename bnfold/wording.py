@@ -90,6 +90,10 @@ def _places(refusals: Sequence[Refusal]) -> str:
 def outcome(decision: Decision) -> str:
     """What a decision says about its subject, as a clause."""
     match decision:
+        case Folded(direction="merge", into=into):
+            return f"merged into the parallel branch {listed(into)}"
+        case Folded(into=()):
+            return "taken out, as it changes nothing"
         case Folded(direction=direction, into=into, through=through):
             ends = "producer" if direction == "pull" else "consumer"
             way = f", through {listed(through)}" if through else ""

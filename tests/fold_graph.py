@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.affine import ChannelAffine
-from bnfold.bench import Bench, Fold
+from bnfold.bench import Bench
+from bnfold.changes import Fold
 from bnfold.decision import Kept, Reason, Refusal
+from bnfold.embedding import Geometry
 from bnfold.graph import Edit, Operator, PlacedAffine, Shape, Use, Value
 from bnfold.linear import LinearParams, WeightLayout
 from bnfold.sources import Source
@@ -120,11 +122,14 @@ class Net:
 
     def evaluate(self, held: Net | Bench | None = None) -> dict[Value, Array]:
         """Every value, with the constants as `held` has them; an operator that a bench has removed passes its input."""
-        removed = held.removed if isinstance(held, Bench) else {}
         values = {name: self.samples[name] for name in self._inputs}
         for op in self.operators:
             arrays = [values[v] for v in op.inputs]
-            results = [arrays[0]] if op.index in removed else _several(self.runs[op.index](op, held or self, arrays))
+            if isinstance(held, Bench) and op.index in held.removed:
+                results = [arrays[held.passes.get(op.index, 0) or 0]]
+            else:
+                now = held.operator(op.index) if isinstance(held, Bench) else op
+                results = _several(self.runs[op.index](now, held or self, arrays))
             values.update(zip((v for v in op.outputs if v), results, strict=True))
         return values
 
@@ -152,16 +157,18 @@ class Net:
         inputs, outputs = self.samples[x].shape[1], weight.shape[0]
         layout = WeightLayout(output_first=True, groups=inputs // weight.shape[1])
         stored = more.pop("stored_as", FLOAT32)
-        view = Linear(layout, 1, 1, outputs, inputs, stored, PADDED if pad else None)
+        kernel, rank = weight.shape[2:], weight.ndim - 2
+        geometry = Geometry(kernel, (1,) * rank, (1,) * rank, (pad,) * rank, (pad,) * rank)
+        view = Linear(layout, 1, 1, outputs, inputs, stored, PADDED if pad else None, geometry=geometry)
         params = LinearParams(layout.canonical(weight), np.zeros(outputs) if bias is None else bias)
-        return self.add(view, x, run=lambda op, held, xs: convolve(xs[0], held.linear_params(op), pad), params=params,
-                        **more)  # fmt: skip
+        return self.add(view, x, run=_run_conv, params=params, **more)
 
     def matmul(self, x: Value, weight: Array, bias: Array | None = None, **more: Any) -> Value:
         """MatMul with `weight` (in, out) on the right; without `bias` a shift needs an Add."""
         last, (inputs, outputs) = self.samples[x].ndim - 1, weight.shape
         layout = WeightLayout(output_first=False)
-        view = Linear(layout, last, last, outputs, inputs, FLOAT32, None, shift_adds_operator=bias is None)
+        point = Geometry.point(())
+        view = Linear(layout, last, last, outputs, inputs, FLOAT32, None, bias is None, point)
         params = LinearParams(layout.canonical(weight), np.zeros(outputs) if bias is None else bias)
 
         def run(op: Operator, held: Any, xs: Sequence[Array]) -> Array:
@@ -227,10 +234,17 @@ def _run_bn(op: Operator, held: Any, xs: Sequence[Array]) -> Array:
     return np.moveaxis(gamma * (x - view.mean) / view.deviation + beta, -1, view.axis)
 
 
-def convolve(x: Array, params: LinearParams, pad: int = 0) -> Array:
+def _run_conv(op: Operator, held: Any, xs: Sequence[Array]) -> Array:
+    assert isinstance(op.view, Linear)
+    assert op.view.geometry is not None
+    pads = list(zip(op.view.geometry.begins, op.view.geometry.ends, strict=True))
+    return convolve(xs[0], held.linear_params(op), pads)
+
+
+def convolve(x: Array, params: LinearParams, pads: Sequence[tuple[int, int]] = ()) -> Array:
     """A convolution of stride 1 as its definition says, from the canonical weight."""
     groups, rank = params.weight.shape[0], x.ndim - 2
-    padded = np.pad(x, [(0, 0), (0, 0), *[(pad, pad)] * rank])
+    padded = np.pad(x, [(0, 0), (0, 0), *(pads or [(0, 0)] * rank)])
     kernel = params.weight.shape[3:]
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=tuple(range(2, x.ndim)))
     grouped = windows.reshape(x.shape[0], groups, -1, *windows.shape[2:])

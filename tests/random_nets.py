@@ -229,7 +229,8 @@ def written(net: Net, bench: Bench) -> Net:
             shift = bench.reduced[op.index].arrays(after.samples[bench.root(op.inputs[0])].ndim)[1]
             after.arithmetic(Arithmetic.ADD, bench.root(op.inputs[0]), shift, name=op.name)
             continue
-        view = replace(op.view, affine=bench.affine(op)) if isinstance(op.view, BatchNorm) else op.view
+        now = bench.operator(op.index).view
+        view = replace(now, affine=bench.affine(op)) if isinstance(now, BatchNorm) else now
         after.add(
             view,
             *(bench.root(v) for v in op.inputs),

@@ -171,7 +171,10 @@ def test_a_flag_means_the_same_in_every_command() -> None:
 
 def test_every_command_has_its_flags() -> None:
     found = {name: {flag for flag, commands_ in options().items() if name in commands_} for name in commands.commands}
-    reading, showing = {"--keep", "--only", "--keep-overridable", "--reduce", "--simplify"}, {"--json", "--quiet"}
+    reading, showing = (
+        {"--keep", "--only", "--keep-overridable", "--reduce", "--no-merge", "--simplify"},
+        {"--json", "--quiet"},
+    )
     checking = {"--provider", "--shape", "--seed"}
     assert found == {
         "fold": {"--output", "--require-all", "--no-verify"} | reading | checking | showing,

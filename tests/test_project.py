@@ -26,8 +26,8 @@ PUBLIC = """
 """.split()
 
 SIGNATURES = {
-    "fold": "model only keep keep_overridable reduce simplify readers verify providers shapes seed progress",
-    "inspect": "model only keep keep_overridable reduce simplify readers",
+    "fold": "model only keep keep_overridable reduce merge simplify readers verify providers shapes seed progress",
+    "inspect": "model only keep keep_overridable reduce merge simplify readers",
     "verify": "before after providers shapes seed progress",
     "load": "path",
     "save": "model path",

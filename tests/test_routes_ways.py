@@ -100,7 +100,7 @@ def test_a_shared_shortcut_refuses_the_scale() -> None:
     net = net_of()
     stem = net.homogeneous(conv(net))
     net.output(net.barrier(stem))
-    net.output(net.bn(add_sum(net, conv(net, stem), stem), POSITIVE))
+    net.output(net.bn(add_sum(net, net.homogeneous(conv(net, stem)), stem), POSITIVE.scale_only))
     assert refusal(checked(net)) is Reason.VALUE_HAS_OTHER_READERS
 
 

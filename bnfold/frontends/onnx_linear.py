@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.affine import Float64Array
+from bnfold.embedding import Geometry
 from bnfold.frontends.onnx_context import float_attr, input_at, ints_attr
 from bnfold.frontends.onnx_editor import Editor
 from bnfold.linear import LinearParams, WeightLayout
@@ -31,6 +32,9 @@ class LinearSite(Protocol):
 
     def write(self, params: LinearParams, editor: Editor) -> None:
         """Store `params`, each number rounded once."""
+
+    def widen(self, geometry: Geometry) -> None:
+        """Give the operator another window; `write` follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,14 @@ class ConvSite:
         weight = self.layout.canonical(self.weight)
         zeros = np.zeros(weight.shape[0] * weight.shape[1])
         return LinearParams(weight, zeros if self.bias is None else np.asarray(self.bias, np.float64))
+
+    def widen(self, geometry: Geometry) -> None:
+        """Write kernel, dilations and pads out; strides are as they were."""
+        attributes = self.node.attributes
+        attributes.pop("auto_pad", None)
+        pads = (*geometry.begins, *geometry.ends)
+        for name, sizes in (("kernel_shape", geometry.kernel), ("dilations", geometry.dilations), ("pads", pads)):
+            attributes[name] = ir.AttrInt64s(name, sizes)
 
     def write(self, params: LinearParams, editor: Editor) -> None:
         """Store weight and bias."""
@@ -116,6 +128,9 @@ class GemmSite:
         spread = np.broadcast_to(first, (outputs, first.shape[1]))
         return spread[:, 0] if first.shape[1] == 1 else spread
 
+    def widen(self, geometry: Geometry) -> None:
+        """A matrix product has one tap, always."""
+
     def write(self, params: LinearParams, editor: Editor) -> None:
         """Store the weight and C, with alpha = beta = 1."""
         bias_name = _bias_name(self.node)
@@ -157,6 +172,9 @@ class MatMulSite:
         outputs = weight.shape[1]
         flat = np.zeros(1) if self.add is None else np.asarray(self.add[2], np.float64).ravel()
         return LinearParams(weight, np.broadcast_to(flat, (outputs,)))
+
+    def widen(self, geometry: Geometry) -> None:
+        """A matrix product has one tap, always."""
 
     def write(self, params: LinearParams, editor: Editor) -> None:
         """Store the weight; the bias in the Add, which is added when it is missing and needed."""

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.decision import Reason, Refusal
+from bnfold.embedding import Geometry
 from bnfold.frontends.onnx_context import Context, barrier, input_at, int_attr, is_float, is_standard, name_of
 from bnfold.frontends.onnx_linear import ConvSite, GemmSite, LinearSite, MatMulSite
-from bnfold.frontends.onnx_windows import transposed_sees_every_tap, window
+from bnfold.frontends.onnx_windows import conv_geometry, transposed_sees_every_tap
 from bnfold.linear import WeightLayout
 from bnfold.views import Barrier, Linear
 
@@ -40,8 +41,13 @@ def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     if bias is not None and bias.shape != (outputs,):
         return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"a bias of shape {bias.shape} for {outputs} channels")
     site = ConvSite(node, WeightLayout(not transposed, groups), weight, bias)
-    shift = _transposed_shift(node, weight, context) if transposed else _conv_shift(node, weight, context)
-    return ReadLinear(Linear(site.layout, 1, 1, outputs, inputs, weight.dtype, shift), site, data)
+    if transposed:
+        shift, geometry = _transposed_shift(node, weight, context), None
+    else:
+        geometry = conv_geometry(node, weight.shape[2:], context.shapes.shape(data))
+        shift = _conv_shift(node, geometry)
+    view = Linear(site.layout, 1, 1, outputs, inputs, weight.dtype, shift, geometry=geometry)
+    return ReadLinear(view, site, data)
 
 
 def _is_convolution(weight: npt.NDArray[Any], groups: int, rank: int | None) -> bool:
@@ -50,9 +56,10 @@ def _is_convolution(weight: npt.NDArray[Any], groups: int, rank: int | None) -> 
     return divides and is_float(weight.dtype) and rank in (None, weight.ndim)
 
 
-def _conv_shift(node: ir.Node, weight: npt.NDArray[Any], context: Context) -> Refusal | None:
-    geometry = window(node, weight.shape[2:], context.shapes.shape(node.inputs[0]))
-    return None if geometry.is_unpadded else Refusal(Reason.SHIFT_MEETS_PADDING, name_of(node), "zero padding")
+def _conv_shift(node: ir.Node, geometry: Geometry | None) -> Refusal | None:
+    if geometry is not None and not geometry.is_padded:
+        return None
+    return Refusal(Reason.SHIFT_MEETS_PADDING, name_of(node), "zero padding")
 
 
 def _transposed_shift(node: ir.Node, weight: npt.NDArray[Any], context: Context) -> Refusal | None:
@@ -84,7 +91,7 @@ def read_gemm(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     outputs, inputs = weight.shape if output_first else weight.shape[::-1]
     if c is not None and not _broadcasts(c, outputs, position):
         return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"C has the shape {c.shape}")
-    view = Linear(layout, input_axis, position, outputs, inputs, weight.dtype)
+    view = Linear(layout, input_axis, position, outputs, inputs, weight.dtype, geometry=Geometry.point(()))
     return ReadLinear(view, GemmSite(node, layout, position, weight, c), data)
 
 
@@ -115,7 +122,8 @@ def read_matmul(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     shift = None
     if weight.ndim > 2:
         shift = Refusal(Reason.COSTS_MORE, name_of(node), "the shift would need a bias for each entry of the batch")
-    view = Linear(layout, *axes, outputs, inputs, weight.dtype, shift, shift_adds_operator=add is None)
+    point = Geometry.point(()) if weight.ndim == 2 else None
+    view = Linear(layout, *axes, outputs, inputs, weight.dtype, shift, shift_adds_operator=add is None, geometry=point)
     return ReadLinear(view, MatMulSite(node, layout, position, weight, add), data)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from bnfold.embedding import Geometry
 from bnfold.errors import ModelError
 from bnfold.frontends.onnx_context import int_attr, ints_attr, name_of, str_attr
 from bnfold.graph import Shape
@@ -53,6 +54,14 @@ def window(node: ir.Node, kernel: tuple[int, ...], shape: Shape | None) -> Windo
             totals = [_same(*axis) for axis in zip(spatial, kernel, strides, dilations, strict=True)]
             pads = _split(totals, same == "SAME_UPPER")
     return Window(kernel, strides, dilations, pads)
+
+
+def conv_geometry(node: ir.Node, kernel: tuple[int, ...], shape: Shape | None) -> Geometry | None:
+    """The window of a Conv node with its pads resolved; None if they depend on sizes that are not known."""
+    found, half = window(node, kernel, shape), len(kernel)
+    if found.pads is None:
+        return None
+    return Geometry(kernel, found.strides, found.dilations, found.pads[:half], found.pads[half:])
 
 
 def _per_axis(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:

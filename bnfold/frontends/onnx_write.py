@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.bench import Bench, Fold
+from bnfold.bench import Bench
+from bnfold.changes import Change, Fold, Merge
 from bnfold.folding import FoldPlan
 from bnfold.frontends.onnx_editor import Editor
 from bnfold.frontends.onnx_graph import OnnxGraph
@@ -50,8 +51,11 @@ def write(graph: OnnxGraph, plan: FoldPlan) -> Written:
     }
     for fold in plan.bench.folds:
         _rename(fold, values, editor)
-        for operator in fold.source.operators if fold.left is None else ():
-            _take_out(graph, operator, fold, positions, editor)
+        if isinstance(fold, Merge):
+            _drop_sums(graph, fold, editor)
+        elif fold.left is None:
+            for operator in fold.source.operators:
+                _take_out(graph, operator, fold, positions, editor)
     _store(graph, plan.bench, positions, editor)
     return Written(tuple(editor.sweep()), editor.cloned_bytes)
 
@@ -63,7 +67,17 @@ def _constant_operands(bench: Bench) -> list[int]:
     return [i for i in touched if isinstance(operators[i].view, ConstantOperand)]
 
 
-def _rename(fold: Fold, values: dict[str | None, ir.Value], editor: Editor) -> None:
+def _drop_sums(graph: OnnxGraph, merge: Merge, editor: Editor) -> None:
+    """The sums go; the other branches lose their only reader with them, and are swept away."""
+    for operator, position in merge.sums:
+        if position is not None:
+            node = graph.nodes[operator.index]
+            data = node.inputs[position]
+            assert data is not None
+            editor.bypass(node, data, takes_name=operator.index in merge.renames)
+
+
+def _rename(fold: Change, values: dict[str | None, ir.Value], editor: Editor) -> None:
     for name in sorted(fold.values):
         value = values[name]
         value.name = editor.fresh(f"{name}_folded")
@@ -77,7 +91,9 @@ def _take_out(graph: OnnxGraph, operator: Operator, fold: Fold, positions: dict[
 
 
 def _store(graph: OnnxGraph, bench: Bench, positions: dict[int, int], editor: Editor) -> None:
-    for index in sorted(set(bench.absorbed) - set(bench.removed)):
+    for index, merge in bench.merged.items():
+        graph.sites[index].widen(merge.geometry)
+    for index in sorted({*bench.absorbed, *bench.merged} - set(bench.removed)):
         graph.sites[index].write(bench.linear_params(graph.operators[index]), editor)
     for index, left in sorted(bench.reduced.items()):
         _become_add(graph, index, left, editor)
@@ -117,9 +133,9 @@ def record(model: ir.Model, plan: FoldPlan, providers: tuple[str, ...]) -> None:
         return
     entries = [
         {
-            "batchnorms": [s.name for s in fold.source.subjects],
-            "direction": fold.direction,
-            "into": [op.name for op in fold.into],
+            "batchnorms": [s.name for s in fold.subjects],
+            "direction": "merge" if isinstance(fold, Merge) else fold.direction,
+            "into": [op.name for op in ((fold.into,) if isinstance(fold, Merge) else fold.into)],
         }
         for fold in plan.bench.folds
     ]
