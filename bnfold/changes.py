@@ -49,14 +49,15 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class Merge:
-    """Parallel branches that became one linear operator.
+    """Linear operators in parallel or in a row that became one.
 
     Attributes:
         into: The branch that stays, as it is afterwards.
         params: Its constants afterwards.
         geometry: Its window afterwards.
         gone: The operators of the other branches.
-        sums: The sums that are gone, in topological order, each with the position of the operand that it now equals;
+        sums: The sums (or the second in a row) that are gone, in topological order, each with the position of the
+            operand that it now equals;
             None for one of which nothing is left.
         through: The sums that stay and are about to add up something else.
         renames: The indices of the sums whose place is taken by a value that changed, and not by one that was there.

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.bench import Bench
+from bnfold.chaining import chain_all
 from bnfold.changes import Change, Fold, Merge
 from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal
 from bnfold.graph import FoldGraph, Operator, Value
@@ -69,7 +70,7 @@ def plan(
 
     Sources are taken in topological order; each is pulled into its producers if that is possible, else pushed. What
     was kept is tried again as long as that helps: a fold may make room for one before it (an Add that is there now).
-    Then, if the plan `merges`, parallel branches become one, and all is tried again.
+    Then, if the plan `merges`, linear operators in a row and in parallel become one, and all is tried again.
     Only for what cannot be folded at last, other readers are made to undo the change of a value, and what cannot be
     folded whole is split; if the plan `reduces`, an Add may be left of it.
     """
@@ -82,7 +83,7 @@ def plan(
         done += folded
         if len(bench.folds) > before:
             last_resort = False
-        elif merges and merge_all(bench):
+        elif merges and (chain_all(bench) | merge_all(bench)):
             done += [found for change in bench.folds[before:] for found in _merged(change)]
         elif last_resort:
             break

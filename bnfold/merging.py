@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from bnfold.affine import ChannelAffine
 from bnfold.bench import Bench
 from bnfold.branches import Leaf, Node, is_private, placed_affine, signs_without, tree_of
@@ -17,7 +15,7 @@ from bnfold.changes import Merge
 from bnfold.decision import Reason, Refusal
 from bnfold.embedding import Branch, Geometry, frame_of, merged
 from bnfold.graph import Operator
-from bnfold.rounding import largest
+from bnfold.rounding import fits
 from bnfold.sources import compose
 from bnfold.views import Linear, Sum
 
@@ -138,7 +136,7 @@ def _merge(bench: Bench, tree: Node, chosen: list[_Candidate], frame: Geometry) 
         return None
     view, sign = _view(base), signs[base]
     params = merged([(sign * c.leaf.sign, c.branch) for c in chosen], frame, view.layout.groups)
-    if not max(np.abs(params.weight).max(initial=0), np.abs(params.bias).max(initial=0)) <= largest(view.dtype):
+    if not fits(view.dtype, params.weight, params.bias):
         return None
     changed = [node.operator for node in tree.nodes if _is_changed(node, {base, *gone})]
     removed = {operator.index for operator, _ in sums}

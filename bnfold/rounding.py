@@ -62,3 +62,8 @@ def _finfo(dtype: np.dtype[Any]) -> Any:
     import ml_dtypes  # noqa: PLC0415  # comes with onnx; needed for bfloat16 only
 
     return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+
+
+def fits(dtype: np.dtype[Any], *arrays: npt.NDArray[np.float64]) -> bool:
+    """Whether every number is within the range of `dtype`; NaN is not."""
+    return all(bool((np.abs(array) <= largest(dtype)).all()) for array in arrays)

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from onnx import ModelProto
 
+from tests import random_graph_branches as branches
 from tests import random_graph_carriers as carriers
 from tests import random_graph_linear as linears
 from tests import random_graph_pairs as pairs
@@ -57,6 +58,7 @@ OTHERS: dict[Step, float] = {
     pairs.two_variables: 2,
     pairs.gate: 1,
     carriers.barrier: 0.7,
+    branches.branches: 2,
 }
 _IR_VERSIONS = {9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 

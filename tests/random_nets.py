@@ -27,7 +27,7 @@ from bnfold.window_views import Average, Maximum, Pad, Resample
 STEPS = (
     "bn bn bn bn bn bn conv conv relu relu abs constant constant constant concat rows average maximum counted pad "
     "pad_channels transpose split split mean resize cast same matmul barrier sum sum product negate "
-    "total half half chunk blocks"
+    "total half half chunk blocks branches branches"
 ).split()
 
 
@@ -165,6 +165,25 @@ class Grower:
 
     def _sum(self, value: Value) -> Value:
         return add_sum(self.net, value, self._alike(value), self._drawn(st.sampled_from((1, -1))))
+
+    def _branches(self, value: Value) -> Value:
+        """A sum of convolutions of one value that keep its size, its BatchNorm, and itself."""
+        total = self._branch(value)
+        for _ in range(self._drawn(st.integers(1, 3))):
+            pair = [total, self._branch(value)]
+            total = add_sum(self.net, *(pair if self._drawn(st.booleans()) else pair[::-1]),
+                            self._drawn(st.sampled_from((1, -1))))  # fmt: skip
+        return total
+
+    def _branch(self, value: Value) -> Value:
+        size = self._size(value)
+        kind = self._drawn(st.integers(0, 5))
+        if kind < 2:
+            return self._bn(value) if kind else value
+        groups = size if kind == 2 else 1
+        taps = self._drawn(st.sampled_from((1, 3)))
+        made = self.net.conv(value, draw(size, size // groups, taps, taps, seed=self._seed()), pad=taps // 2)
+        return self.net.homogeneous(made) if kind == 5 else made
 
     def _product(self, value: Value) -> Value:
         gate = self.net.barrier(self._alike(value))

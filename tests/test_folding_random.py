@@ -21,7 +21,9 @@ MANY = settings(
 
 
 def differ(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.abs(a - b).max(initial=0.0) > EXACT * max(1.0, float(np.abs(a).max(initial=0.0))))
+    return a.shape != b.shape or bool(
+        np.abs(a - b).max(initial=0.0) > EXACT * max(1.0, float(np.abs(a).max(initial=0.0)))
+    )
 
 
 @MANY

@@ -33,8 +33,12 @@ class LinearSite(Protocol):
     def write(self, params: LinearParams, editor: Editor) -> None:
         """Store `params`, each number rounded once."""
 
-    def widen(self, geometry: Geometry) -> None:
-        """Give the operator another window; `write` follows."""
+    @property
+    def data_position(self) -> int:
+        """Which input of the first node is the data."""
+
+    def reshape(self, geometry: Geometry, groups: int) -> None:
+        """Give the operator another window and other groups; `write` follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +78,18 @@ class ConvSite:
         zeros = np.zeros(weight.shape[0] * weight.shape[1])
         return LinearParams(weight, zeros if self.bias is None else np.asarray(self.bias, np.float64))
 
-    def widen(self, geometry: Geometry) -> None:
-        """Write kernel, dilations and pads out; strides are as they were."""
-        attributes = self.node.attributes
+    @property
+    def data_position(self) -> int:
+        """The first."""
+        return 0
+
+    def reshape(self, geometry: Geometry, groups: int) -> None:
+        """Write everything out."""
+        attributes, pads = self.node.attributes, (*geometry.begins, *geometry.ends)
         attributes.pop("auto_pad", None)
-        pads = (*geometry.begins, *geometry.ends)
-        for name, sizes in (("kernel_shape", geometry.kernel), ("dilations", geometry.dilations), ("pads", pads)):
+        attributes["group"] = ir.AttrInt64("group", groups)
+        window = {"kernel_shape": geometry.kernel, "strides": geometry.strides, "dilations": geometry.dilations}
+        for name, sizes in (window | {"pads": pads}).items():
             attributes[name] = ir.AttrInt64s(name, sizes)
 
     def write(self, params: LinearParams, editor: Editor) -> None:
@@ -128,8 +138,13 @@ class GemmSite:
         spread = np.broadcast_to(first, (outputs, first.shape[1]))
         return spread[:, 0] if first.shape[1] == 1 else spread
 
-    def widen(self, geometry: Geometry) -> None:
-        """A matrix product has one tap, always."""
+    @property
+    def data_position(self) -> int:
+        """The matrix that is not constant."""
+        return 1 - self.position
+
+    def reshape(self, geometry: Geometry, groups: int) -> None:
+        """A matrix product has one tap and one group, always."""
 
     def write(self, params: LinearParams, editor: Editor) -> None:
         """Store the weight and C, with alpha = beta = 1."""
@@ -173,8 +188,13 @@ class MatMulSite:
         flat = np.zeros(1) if self.add is None else np.asarray(self.add[2], np.float64).ravel()
         return LinearParams(weight, np.broadcast_to(flat, (outputs,)))
 
-    def widen(self, geometry: Geometry) -> None:
-        """A matrix product has one tap, always."""
+    @property
+    def data_position(self) -> int:
+        """The matrix that is not constant."""
+        return 1 - self.position
+
+    def reshape(self, geometry: Geometry, groups: int) -> None:
+        """A matrix product has one tap and one group, always."""
 
     def write(self, params: LinearParams, editor: Editor) -> None:
         """Store the weight; the bias in the Add, which is added when it is missing and needed."""

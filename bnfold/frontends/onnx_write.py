@@ -68,13 +68,14 @@ def _constant_operands(bench: Bench) -> list[int]:
 
 
 def _drop_sums(graph: OnnxGraph, merge: Merge, editor: Editor) -> None:
-    """The sums go; the other branches lose their only reader with them, and are swept away."""
+    """What only brings together goes; the other branches lose their only reader with it, and are swept away."""
     for operator, position in merge.sums:
         if position is not None:
-            node = graph.nodes[operator.index]
-            data = node.inputs[position]
+            node, site = graph.nodes[operator.index], graph.sites.get(operator.index)
+            data = node.inputs[position if site is None else site.data_position]
             assert data is not None
-            editor.bypass(node, data, takes_name=operator.index in merge.renames)
+            last = node if site is None else site.nodes[-1]
+            editor.bypass(last, data, takes_name=operator.index in merge.renames)
 
 
 def _rename(fold: Change, values: dict[str | None, ir.Value], editor: Editor) -> None:
@@ -92,7 +93,7 @@ def _take_out(graph: OnnxGraph, operator: Operator, fold: Fold, positions: dict[
 
 def _store(graph: OnnxGraph, bench: Bench, positions: dict[int, int], editor: Editor) -> None:
     for index, merge in bench.merged.items():
-        graph.sites[index].widen(merge.geometry)
+        graph.sites[index].reshape(merge.geometry, merge.params.weight.shape[0])
     for index in sorted({*bench.absorbed, *bench.merged} - set(bench.removed)):
         graph.sites[index].write(bench.linear_params(graph.operators[index]), editor)
     for index, left in sorted(bench.reduced.items()):

@@ -1,0 +1,96 @@
+"""Linear operators in a row through ONNX: one where a single tap stands before or behind, and that is no dearer."""
+
+from __future__ import annotations
+
+import pytest
+from onnx_models import PARAMETERS, STATS, assert_fold, ops, parse
+
+
+def row(nodes: str, weights: str, *, shape: str = "N,4,8,8", out: str = "A,B,C,D", more: str = "") -> str:
+    return f"(float[{shape}] x) => (float[{out}] y{more}) <{weights}, {PARAMETERS}> {{ {nodes} }}"
+
+
+WIDE = "float[8,4,1,1] w, float[8] b, float[4,8,3,3] v, float[4] c"
+LAST = "float[8,4,3,3] w, float[8] b, float[4,8,1,1] v, float[4] c"
+
+
+def convs(nodes: str, weights: str, **more: str) -> int:
+    return ops(assert_fold(parse(row(nodes, weights, **more)), folded=0).model).count("Conv")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "count"),
+    [
+        ("(x, w)", "(a, v, c)", 1),
+        ("(x, w, b)", "(a, v, c)", 1),
+        ("(x, w)", "<pads=[1,1,1,1]> (a, v, c)", 1),
+        ("(x, w, b)", "<pads=[1,1,1,1]> (a, v, c)", 2),  # b is missing in the padding
+        ("<pads=[1,1,1,1]> (x, w)", "(a, v)", 2),  # two paddings
+        ("<strides=[2,2]> (x, w)", "(a, v)", 2),  # a window with holes
+        ("(x, w)", "<strides=[2,2], dilations=[2,2], pads=[2,2,2,2]> (a, v)", 1),
+    ],
+)
+def test_a_single_tap_before(first: str, second: str, count: int) -> None:
+    assert convs(f"a = Conv {first} y = Conv {second}", WIDE) == count
+
+
+@pytest.mark.parametrize(
+    "first", ["(x, w, b)", "<pads=[1,0,1,2], dilations=[2,1]> (x, w, b)", "<strides=[2,1]> (x, w)"]
+)
+@pytest.mark.parametrize(
+    ("second", "count"), [("(a, v, c)", 1), ("<strides=[1,2]> (a, v)", 1), ("<pads=[1,1,1,1]> (a, v)", 2)]
+)
+def test_a_single_tap_behind(first: str, second: str, count: int) -> None:
+    assert convs(f"a = Conv {first} y = Conv {second}", LAST) == count
+
+
+@pytest.mark.parametrize(
+    ("weights", "first", "second", "count"),
+    [
+        ("float[8,4,1,1] w, float[4,8,3,3] v", "", "", 1),  # 144 products for 32 + 288
+        ("float[2,4,1,1] w, float[4,2,3,3] v", "", "", 2),  # 144 for 8 + 72
+        ("float[4,1,3,3] w, float[4,4,1,1] v", "<group=4>", "", 2),  # 144 for 36 + 16: separable
+        ("float[4,1,3,3] w, float[4,1,1,1] v", "<group=4>", "<group=4>", 1),
+        ("float[4,2,3,3] w, float[4,2,1,1] v", "<group=2>", "<group=2>", 1),
+        ("float[4,2,3,3] w, float[4,4,1,1] v", "<group=2>", "", 2),  # 144 for 72 + 16
+        ("float[4,4,3,3] w, float[4,2,1,1] v", "", "<group=2>", 1),
+    ],
+)
+def test_two_are_one_where_that_is_no_dearer(weights: str, first: str, second: str, count: int) -> None:
+    assert convs(f"a = Conv {first} (x, w) y = Conv {second} (a, v)", weights) == count
+
+
+def test_what_another_operator_or_the_caller_reads_stays() -> None:
+    assert convs("a = Conv(x, w) y = Conv(a, v) z = Relu(a)", WIDE, more=", float[A,E,F,G] z") == 2
+    assert convs("z = Conv(x, w) y = Conv(z, v)", WIDE, more=", float[A,E,F,G] z") == 2
+    assert convs("a = Conv(x, w) r = Relu(a) y = Conv(r, v)", WIDE) == 2
+
+
+def test_a_branch_of_two_in_a_row_joins_the_one_beside_it() -> None:
+    """A diverse branch block: 1x1 and 3x3 in a row beside a 3x3."""
+    weights = "float[4,4,1,1] w, float[4,4,3,3] v, float[4,4,3,3] u"
+    nodes = f"""a = Conv(x, w) b = Conv <pads=[1,1,1,1]> (a, v) e = Conv <pads=[1,1,1,1]> (x, u) s = Add(b, e)
+        y = BatchNormalization(s, {STATS})"""
+    assert ops(assert_fold(parse(row(nodes, weights)), folded=1).model) == ["Conv"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "shape"),
+    [
+        ("a = MatMul(x, w) y = MatMul(a, v)", "float[4,6] w, float[6,4] v", "N,4"),
+        ("a = MatMul(x, w) e = Add(a, b) y = MatMul(e, v)", "float[4,6] w, float[6] b, float[6,4] v", "N,5,4"),
+        ("a = MatMul(x, w) e = MatMul(a, v) y = Add(e, c)", "float[4,6] w, float[6,4] v, float[4] c", "N,5,4"),
+        ("a = MatMul(w, x) y = MatMul(v, a)", "float[6,4] w, float[4,6] v", "4,5"),
+        ("a = Gemm(x, w, b) y = Gemm <transB=1, alpha=0.5> (a, v)", "float[4,6] w, float[6] b, float[4,6] v", "N,4"),
+        ("a = Gemm(x, w, b) y = MatMul(a, v)", "float[4,6] w, float[6] b, float[6,4] v", "N,4"),
+    ],
+)
+def test_matrix_products_in_a_row_are_one(nodes: str, weights: str, shape: str) -> None:
+    out = {1: "A,B", 2: "A,B,C"}[shape.count(",")]
+    model = assert_fold(parse(row(nodes, weights, shape=shape, out=out)), folded=0).model
+    assert len([op for op in ops(model) if op in ("MatMul", "Gemm")]) == 1
+
+
+def test_products_along_different_axes_stay_two() -> None:
+    text = row("a = MatMul(x, w) y = MatMul(v, a)", "float[4,4] w, float[4,4] v", shape="4,4", out="A,B")
+    assert ops(assert_fold(parse(text), folded=0).model) == ["MatMul", "MatMul"]
