@@ -90,7 +90,7 @@ def inspect(  # noqa: PLR0913
     original, notes = _prepared(given, simplify, keep_overridable)
     graph = OnnxGraph(original, keep_overridable=keep_overridable, readers=readers)
     planned = plan(graph, _selection(only, keep), reduces=reduce, merges=merge)
-    return Report(name, planned.decisions, _size(original), notes=notes)
+    return Report(name, planned.decisions, _size(original), notes=notes + _merges(planned))
 
 
 def fold(  # noqa: PLR0913
@@ -139,6 +139,7 @@ def fold(  # noqa: PLR0913
     graph = OnnxGraph(folded, keep_overridable=keep_overridable, readers=readers)
     planned = plan(graph, _selection(only, keep), reduces=reduce, merges=merge)
     written = write(graph, planned)
+    notes += _merges(planned)
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
     report = Report(name, planned.decisions, _size(original), _size(folded), notes=notes)
@@ -181,6 +182,14 @@ def _prepared(given: ir.Model, simplify: bool, keep_overridable: bool) -> tuple[
         return given, ()
     simpler = simplified(given, keep_overridable=keep_overridable)
     return simpler, (f"onnxsim left {len(simpler.graph)} of {len(given.graph)} nodes",)
+
+
+def _merges(planned: FoldPlan) -> tuple[str, ...]:
+    """What was merged, for the report."""
+    parallel = len({merge.into.index for merge in planned.merges if not merge.is_in_a_row})
+    row = sum(merge.is_in_a_row for merge in planned.merges)
+    notes = [f"parallel branches become one operator in {parallel} places"] if parallel else []
+    return (*notes, *([f"operators in a row become one in {row} places"] if row else []))
 
 
 def _selection(only: str | None, keep: str | None) -> Callable[[str], bool]:

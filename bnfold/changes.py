@@ -10,6 +10,7 @@ from bnfold.embedding import Geometry
 from bnfold.graph import Operator, PlacedAffine, Value
 from bnfold.linear import LinearParams
 from bnfold.sources import Source
+from bnfold.views import Linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +58,7 @@ class Merge:
         geometry: Its window afterwards.
         gone: The operators of the other branches.
         sums: The sums (or the second in a row) that are gone, in topological order, each with the position of the
-            operand that it now equals;
-            None for one of which nothing is left.
+            operand that it now equals; None for one of which nothing is left.
         through: The sums that stay and are about to add up something else.
         renames: The indices of the sums whose place is taken by a value that changed, and not by one that was there.
         values: The values whose meaning changed.
@@ -74,6 +74,11 @@ class Merge:
     renames: frozenset[int]
     values: frozenset[Value]
     subjects: tuple[Subject, ...]
+
+    @property
+    def is_in_a_row(self) -> bool:
+        """Whether it joined two operators in a row, and not parallel ones."""
+        return isinstance(self.sums[0][0].view, Linear)
 
     @property
     def operators(self) -> tuple[Operator, ...]:

@@ -57,6 +57,11 @@ class FoldPlan:
     bench: Bench
     regions: tuple[Region, ...]
 
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        """Linear operators that took in others, each once for every time that it did."""
+        return tuple(change for change in self.bench.folds if isinstance(change, Merge))
+
 
 @np.errstate(all="ignore")  # what leaves the range of float64 is refused as OVERFLOWS_DTYPE
 def plan(

@@ -126,6 +126,7 @@ def _tally(decisions: Sequence[Decision], done: str) -> str:
     figures = {
         f"{done} into producers": into.count("pull"),
         f"{done} into consumers": into.count("push"),
+        f"{done} with parallel branches": into.count("merge"),
         "reduced": sum(isinstance(d, Reduced) for d in decisions),
         "kept": sum(isinstance(d, Kept) and not as_asked(d) for d in decisions),
         "kept as asked": sum(map(as_asked, decisions)),
