@@ -57,11 +57,15 @@ def _with_its_reader(bench: Bench, first: Operator) -> Merge | None:
 
 
 def _match(first: Operator, second: Operator) -> bool:
-    """Whether the second reads the first's channels, and both are stored and computed in one dtype."""
+    """Whether the second reads the first's channels and leaves them where they are, and the dtypes are one.
+
+    A Gemm may transpose its data: then the channels come out on the other axis.
+    """
     a, b = first.view, second.view
     assert isinstance(a, Linear)
     assert isinstance(b, Linear)
-    return (a.output_axis, a.outputs, a.dtype, first.dtype) == (b.input_axis, b.inputs, b.dtype, second.dtype)
+    alike = (a.output_axis, a.outputs, a.dtype, first.dtype) == (b.input_axis, b.inputs, b.dtype, second.dtype)
+    return alike and b.input_axis == b.output_axis
 
 
 def _geometry(first: Geometry, second: Geometry, *, biased: bool) -> Geometry | None:

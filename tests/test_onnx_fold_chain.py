@@ -94,3 +94,18 @@ def test_matrix_products_in_a_row_are_one(nodes: str, weights: str, shape: str) 
 def test_products_along_different_axes_stay_two() -> None:
     text = row("a = MatMul(x, w) y = MatMul(v, a)", "float[4,4] w, float[4,4] v", shape="4,4", out="A,B")
     assert ops(assert_fold(parse(text), folded=0).model) == ["MatMul", "MatMul"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count"),
+    [
+        ("a = Gemm <transA=1> (x, w) y = MatMul(a, v)", 1),
+        ("a = MatMul(x, w) y = Gemm <transB=1> (v, a)", 2),  # transposes what the first one computes
+        ("a = MatMul(x, w) y = Gemm <transA=1> (a, v)", 2),
+        ("a = Gemm(w, x) y = Gemm(v, a)", 1),
+    ],
+)
+def test_a_gemm_that_transposes_its_data_may_only_come_first(nodes: str, count: int) -> None:
+    text = row(nodes, "float[4,4] w, float[4,4] v", shape="4,4", out="A,B")
+    model = assert_fold(parse(text), folded=0).model
+    assert len([op for op in ops(model) if op in ("MatMul", "Gemm")]) == count
