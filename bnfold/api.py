@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast, get_args
 
 import onnx_ir as ir
 
@@ -23,6 +23,8 @@ from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_readers import Reader
 from bnfold.frontends.onnx_simplify import simplified
 from bnfold.frontends.onnx_write import record, write
+from bnfold.leftover_forms import Form
+from bnfold.leftovers import leave
 from bnfold.localcheck import LocalCheck, local_check
 from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
@@ -64,6 +66,7 @@ def inspect(  # noqa: PLR0913
     keep_overridable: bool = False,
     reduce: bool = False,
     merge: bool = True,
+    leftover: Form = "keep",
     simplify: bool = False,
     readers: Readers | None = None,
 ) -> Report:
@@ -77,19 +80,23 @@ def inspect(  # noqa: PLR0913
         reduce: Where only the shift of a BatchNorm cannot move, leave an Add in its place: fewer BatchNorms for a
             compiler that lacks them, though not a faster model.
         merge: Whether parallel linear branches of one value become one operator (RepVGG, MobileOne, ACNet).
+        leftover: What is written for a BatchNorm that stays: "keep" leaves it as it is; "affine" writes Mul and Add,
+            without what does nothing, and after a Sub where the mean would cancel; "depthwise" a depthwise 1x1 Conv
+            where the value has a spatial axis. What `keep` and `only` exclude stays a BatchNorm.
         simplify: Run onnxsim first (without its own BatchNorm fusion), to uncover constants.
         readers: Your own readers of operators, by domain ("" for the standard ones) and operator type; they come
             before bnfold's. `examples/own_carrier.py` shows one.
 
     Raises:
-        UsageError: `only` or `keep` is no regular expression; the file does not exist.
+        UsageError: `only` or `keep` is no regular expression, `leftover` is no form; the file does not exist.
         ModelError: The file is not an ONNX model that can be read.
         MissingPackageError: onnxsim is wanted and not installed.
     """
+    form = _form(leftover)
     given, name = _opened(model)
     original, notes = _prepared(given, simplify, keep_overridable)
     graph = OnnxGraph(original, keep_overridable=keep_overridable, readers=readers)
-    planned = plan(graph, _selection(only, keep), reduces=reduce, merges=merge)
+    planned = leave(plan(graph, _selection(only, keep), reduces=reduce, merges=merge), form)
     return Report(name, planned.decisions, _size(original), notes=notes + _merges(planned))
 
 
@@ -101,6 +108,7 @@ def fold(  # noqa: PLR0913
     keep_overridable: bool = False,
     reduce: bool = False,
     merge: bool = True,
+    leftover: Form = "keep",
     simplify: bool = False,
     readers: Readers | None = None,
     verify: bool = True,
@@ -118,6 +126,7 @@ def fold(  # noqa: PLR0913
         keep_overridable: As `inspect`.
         reduce: As `inspect`.
         merge: As `inspect`.
+        leftover: As `inspect`.
         simplify: As `inspect`.
         readers: As `inspect`.
         verify: Whether to check the result; without it, the metadata of the model says that it was not.
@@ -131,13 +140,14 @@ def fold(  # noqa: PLR0913
         VerificationError: The folded model is not equivalent; its `report` says where.
         MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
     """
+    form = _form(leftover)
     for provider in providers if verify else ():
         require(provider)
     given, name = _opened(model)
     original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()
     graph = OnnxGraph(folded, keep_overridable=keep_overridable, readers=readers)
-    planned = plan(graph, _selection(only, keep), reduces=reduce, merges=merge)
+    planned = leave(plan(graph, _selection(only, keep), reduces=reduce, merges=merge), form)
     written = write(graph, planned)
     notes += _merges(planned)
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
@@ -195,6 +205,12 @@ def _merges(planned: FoldPlan) -> tuple[str, ...]:
 def _selection(only: str | None, keep: str | None) -> Callable[[str], bool]:
     include, exclude = _pattern(only, "only"), _pattern(keep, "keep")
     return lambda name: (include is None or bool(include.search(name))) and not (exclude and exclude.search(name))
+
+
+def _form(leftover: str) -> Form:
+    if leftover not in get_args(Form):
+        raise UsageError(f"{leftover!r} is none of {', '.join(get_args(Form))}", where="leftover")
+    return cast("Form", leftover)
 
 
 def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # loading these takes a second, which --help need not wait fo
 
     from rich.console import Console
 
+    from bnfold.leftover_forms import Form
     from bnfold.report.model import Report
 
 #: Done; and not done, because the result would not be what was asked for.
@@ -58,6 +59,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     keep_overridable: bool,
     reduce: bool,
     no_merge: bool,
+    leftover: Form,
     simplify: bool,
     require_all: bool,
     no_verify: bool,
@@ -83,6 +85,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
                 keep_overridable=keep_overridable,
                 reduce=reduce,
                 merge=not no_merge,
+                leftover=leftover,
                 simplify=simplify,
                 verify=not no_verify,
                 providers=providers,
@@ -119,6 +122,7 @@ def inspect_command(  # noqa: PLR0913
     keep_overridable: bool,
     reduce: bool,
     no_merge: bool,
+    leftover: Form,
     simplify: bool,
     as_json: bool,
     quiet: bool,
@@ -136,6 +140,7 @@ def inspect_command(  # noqa: PLR0913
             keep_overridable=keep_overridable,
             reduce=reduce,
             merge=not no_merge,
+            leftover=leftover,
             simplify=simplify,
         )
     if as_json:

@@ -59,6 +59,13 @@ def reading(command: Command) -> Command:
         ),
         click.option("--reduce", is_flag=True, help="Leave an Add where only the shift of a BatchNorm cannot move."),
         click.option("--no-merge", is_flag=True, help="Leave parallel branches (RepVGG, MobileOne) as they are."),
+        click.option(
+            "--leftover",
+            type=click.Choice(["keep", "affine", "depthwise"]),
+            default="keep",
+            show_default=True,
+            help="What is written for a BatchNorm that stays: itself, Mul and Add, or a depthwise Conv.",
+        ),
         click.option("--simplify", is_flag=True, help="Run onnxsim first, to uncover constants."),
     )(command)
 

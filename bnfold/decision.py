@@ -163,11 +163,11 @@ class Folded:
 
 @dataclass(frozen=True)
 class Reduced:
-    """It became something cheaper.
+    """It became something else: cheaper, or what a compiler without BatchNorm knows.
 
     Attributes:
         subject: What was reduced.
-        direction: "pull" or "push": where the rest of it went.
+        direction: "pull" or "push": where the rest of it went; None where nothing of it went anywhere.
         into: The operators that absorbed the rest.
         through: The operators that the affine passed on the way.
         to: The operators that are left of it, joined by "-".
@@ -175,7 +175,7 @@ class Reduced:
     """
 
     subject: Subject
-    direction: Direction
+    direction: Direction | None
     into: tuple[str, ...]
     through: tuple[str, ...]
     to: str

@@ -5,7 +5,7 @@ The plan is plain data. `inspect` prints it and `fold` writes it, so that the tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
@@ -17,6 +17,7 @@ from bnfold.chaining import chain_all
 from bnfold.changes import Change, Fold, Merge
 from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal
 from bnfold.graph import FoldGraph, Operator, Value
+from bnfold.leftover_forms import Leftover
 from bnfold.limits import objection
 from bnfold.merging import merge_all
 from bnfold.pulling import pull
@@ -51,11 +52,13 @@ class FoldPlan:
         decisions: One for each BatchNorm (and constant chain that is one in disguise), in topological order.
         bench: The model as the folds would leave it.
         regions: The overlapping folds, for the local test.
+        leftovers: What takes the place of BatchNorms that were not folded, where `bnfold.leftovers` was asked for it.
     """
 
     decisions: tuple[Decision, ...]
     bench: Bench
     regions: tuple[Region, ...]
+    leftovers: tuple[Leftover, ...] = ()
 
     @property
     def merges(self) -> tuple[Merge, ...]:
@@ -95,7 +98,7 @@ def plan(
         else:
             last_resort = True
     ordered = [decision for _, decision in sorted([*done, *kept], key=lambda pair: pair[0])]
-    return FoldPlan((*ordered, *graph.unreachable), bench, _regions(bench))
+    return FoldPlan((*ordered, *graph.unreachable), bench, regions(bench, bench.folds))
 
 
 _Decided: TypeAlias = list[tuple[int, Decision]]
@@ -188,10 +191,10 @@ def _decisions(source: Source, outcome: Fold | tuple[Refusal, ...]) -> list[Deci
     return [Folded(subject, outcome.direction, into, through) for subject in source.subjects]
 
 
-def _regions(bench: Bench) -> tuple[Region, ...]:
+def regions(bench: Bench, folds: Sequence[Change]) -> tuple[Region, ...]:
     """Folds that share an operator belong to one region."""
     groups: list[tuple[set[int], list[str]]] = []
-    for fold in bench.folds:
+    for fold in folds:
         operators, names = _along(bench, fold), [s.name for s in fold.subjects]
         apart = []
         for group in groups:

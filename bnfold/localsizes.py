@@ -25,7 +25,7 @@ _LOCAL = (BatchNorm, Cast, Homogeneous, Same)
 def small_shapes(
     plan: FoldPlan, region: Region, spans: Mapping[int, tuple[int, int]]
 ) -> dict[str, tuple[int, ...]] | None:
-    """A shape for the one input of a region of convolutions and operators that treat every element alike.
+    """A shape for the one input of a region of convolutions and operators that treat every element alike, or of these.
 
     Args:
         plan: The plan that the region is part of.
@@ -40,10 +40,18 @@ def small_shapes(
     if len(region.inputs) != 1 or not all(op.index in spans or isinstance(op.view, _LOCAL) for op in operators):
         return None
     channels = next((c for op in operators if (c := _channels_of(op, region.inputs[0])) is not None), None)
-    if channels is None or not linear:
+    if channels is None:
         return None
+    if not linear:
+        return _pointwise_shape(operators, region.inputs[0], channels)
     size = max(spans[op.index][0] for op in linear)
     return {region.inputs[0]: (2, channels, *(size,) * spans[linear[0].index][1])}
+
+
+def _pointwise_shape(operators: Sequence[Operator], value: str, channels: int) -> dict[str, tuple[int, ...]] | None:
+    """Every element is treated alike, so that a border and an inner one show all."""
+    shape = next(op.input_shapes[0] for op in operators if value in op.inputs)
+    return None if shape is None else {value: (2, channels, *(3,) * (len(shape) - 2))}
 
 
 def _channels_of(operator: Operator, value: str) -> int | None:

@@ -69,6 +69,8 @@ def drop(bench: Bench, source: Source) -> Route | Refusal:
     """The route of an affine that is the identity: its readers read its input, under a name that the caller knows."""
     if bench.visible(source.output) is None:
         return Route("push")
+    if bench.producer(source.input) is None:  # both names are the caller's
+        return Refusal(Reason.READS_MODEL_INPUT, source.input)
     return bench.visible(source.input) or Route("pull")
 
 

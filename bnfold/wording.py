@@ -77,8 +77,9 @@ def kept_groups(kept: Sequence[Kept]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _each_way(reasons: list[str]) -> list[str]:
-    """Two reasons are that of the way to the producers and that of the way to the consumers, in this order."""
-    ways = ("not into producers: ", "not into consumers: ") if len(reasons) == 2 else ("",) * len(reasons)
+    """Of several reasons the first is that of the way to the producers, then to the consumers, then of a leftover."""
+    ways = ("not into producers: ", "not into consumers: ", "not rewritten: ")[: len(reasons)]
+    ways = ways if 2 <= len(reasons) <= 3 else ("",) * len(reasons)
     return [way + reason for way, reason in zip(ways, reasons, strict=True)]
 
 

@@ -6,7 +6,9 @@ Exactness: with every stored number made double, `|folded - original| <= 1e-9 * 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from bnfold.folding import plan
 from bnfold.frontends.onnx_float64 import evaluate, in_float64
 from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_shapes import Shapes
+from bnfold.leftover_forms import Form
+from bnfold.leftovers import leave
 from bnfold.localcheck import local_check
 from bnfold.runtime import open_session
 from tests.random_graphs import RandomGraph
@@ -52,16 +56,17 @@ class Findings:
         return [d for d in self.decisions if isinstance(d, Folded)]
 
 
-def examine(graph: RandomGraph, *, runtime: bool = False) -> Findings:
+def examine(graph: RandomGraph, *, runtime: bool = False, leftover: Form = "keep", reduce: bool = False) -> Findings:
     """Fold the graph in every way and look; with `runtime` also on onnxruntime in the model's own dtype."""
     onnx.checker.check_model(graph.model, full_check=True)
-    folded = bnfold.fold(ir.from_proto(graph.model), verify=False)
+    fold = partial(bnfold.fold, verify=False, leftover=leftover, reduce=reduce)
+    folded = fold(ir.from_proto(graph.model))
     after = ir.to_proto(folded.model)
     found = Findings(folded.decisions, operators=Counter(node.op_type for node in graph.model.graph.node))
     found.failures.extend(_interface(graph.model, after))
-    found.failures.extend(_repeated(graph.model, after))
-    found.failures.extend(_exact(graph))
-    _local(graph, folded.model, found)
+    found.failures.extend(_repeated(graph.model, after, fold))
+    found.failures.extend(_exact(graph, fold))
+    _local(graph, folded.model, found, leftover, reduce)
     if runtime:
         _on_the_runtime(graph, after, found)
     return found
@@ -88,12 +93,12 @@ def _free_inputs(model: ModelProto) -> list[onnx.ValueInfoProto]:
     return [v for v in model.graph.input if v.name not in defaults]
 
 
-def _repeated(before: ModelProto, after: ModelProto) -> list[str]:
+def _repeated(before: ModelProto, after: ModelProto, fold: Callable[[ir.Model], bnfold.FoldResult]) -> list[str]:
     """The same bytes again from the same model; nothing more from the folded one."""
     failures = []
-    if _bytes(ir.to_proto(bnfold.fold(ir.from_proto(before), verify=False).model)) != _bytes(after):
+    if _bytes(ir.to_proto(fold(ir.from_proto(before)).model)) != _bytes(after):
         failures.append("a second run gives other bytes")
-    again = bnfold.fold(ir.from_proto(after), verify=False)
+    again = fold(ir.from_proto(after))
     if any(isinstance(d, Folded) for d in again.decisions):
         failures.append("a fold of the folded model folds more")
     if _bytes(ir.to_proto(again.model)) != _bytes(ir.to_proto(ir.from_proto(after))):
@@ -105,11 +110,11 @@ def _bytes(model: ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _exact(graph: RandomGraph) -> list[str]:
+def _exact(graph: RandomGraph, fold: Callable[[ir.Model], bnfold.FoldResult]) -> list[str]:
     """In double all the way, every value of equal name is equal; and no shape was assumed wrongly."""
     wide = in_float64(graph.model)
     feeds = {name: value.astype(np.float64) for name, value in graph.feeds.items()}
-    after = ir.to_proto(bnfold.fold(ir.from_proto(wide), verify=False).model)
+    after = ir.to_proto(fold(ir.from_proto(wide)).model)
     names = _values(wide)
     left = set(_values(after))
     old = evaluate(wide, feeds, names)
@@ -159,12 +164,13 @@ def _assumed(model: ModelProto, values: dict[str, Array]) -> list[str]:
     return failures
 
 
-def _local(graph: RandomGraph, after: ir.Model, found: Findings) -> None:
+def _local(graph: RandomGraph, after: ir.Model, found: Findings, leftover: Form, reduce: bool) -> None:
     """Every region within one rounding of each stored number."""
     before = ir.from_proto(graph.model)
     reader = OnnxGraph(before)
     shapes = {name: value.shape for name, value in graph.feeds.items()}
-    for check in local_check(before, after, plan(reader), reader.spans(), shapes=shapes):
+    planned = leave(plan(reader, reduces=reduce), leftover)
+    for check in local_check(before, after, planned, reader.spans(), shapes=shapes):
         if check.failed:
             found.failures.append(f"local: {check.ratio:.3g} at {check.tensor} ({', '.join(check.batchnorms)})")
         elif not check.passed:

@@ -82,6 +82,31 @@ def test_batchnorms_kept_for_the_same_reasons_are_told_together(run: Run, tmp_pa
     assert run("inspect", model).err.count("kept: not into producers") == 6
 
 
+@pytest.mark.parametrize(("form", "left"), [("affine", ["Mul", "Add"]), ("depthwise", ["Conv"])])
+def test_with_a_leftover_no_batchnorm_is_left_and_both_commands_say_why(
+    run: Run, tmp_path: Path, form: str, left: list[str]
+) -> None:
+    model, target = written(tmp_path, STUCK), tmp_path / "fused.onnx"
+    outcome = run(model, "-o", target, "--leftover", form, "--require-all")
+    assert outcome.code == 0
+    assert outcome.out == f"{target}: 0 of 1 BatchNorm folded, 1 reduced, verified on CPUExecutionProvider\n"
+    assert [node.op_type for node in onnx.load(target).graph.node] == [*left, "Sigmoid"]
+    inspected = run("inspect", model, "--leftover", form)
+    assert inspected.out == f"{model}: 0 of 1 BatchNorm would fold, 1 reduced\n"
+    for shown in (outcome.err, inspected.err):
+        assert f"becomes {'-'.join(left)}: not into producers: nothing constant" in " ".join(shown.split())
+    (decision,) = json.loads(run("inspect", model, "--leftover", form, "--json").out)["decisions"]
+    assert (decision["kind"], decision["to"], decision["direction"]) == ("reduced", "-".join(left), None)
+    assert [reason["reason"] for reason in decision["reasons"]] == ["READS_MODEL_INPUT", "OPERATOR_IS_NOT_LINEAR"]
+
+
+def test_a_batchnorm_that_cannot_be_rewritten_says_so_beside_both_ways(run: Run, tmp_path: Path) -> None:
+    large = STUCK.replace("gamma = {1.5,", "gamma = {3e38,").replace("var = {2.0,", "var = {0.0,")
+    outcome = run("inspect", written(tmp_path, large), "--leftover", "affine")
+    assert outcome.out.endswith(": 0 of 1 BatchNorm would fold\n")
+    assert "not rewritten: a folded number would not fit the stored dtype" in " ".join(outcome.err.split())
+
+
 def test_keep_and_only_select_by_name(run: Run, tmp_path: Path) -> None:
     kept = run(MODEL, "-o", tmp_path / "kept.onnx", "--keep", "^/stage2/", "--no-verify")
     only = run(MODEL, "-o", tmp_path / "only.onnx", "--only", "^/stage2/", "--no-verify")
@@ -172,7 +197,7 @@ def test_a_flag_means_the_same_in_every_command() -> None:
 def test_every_command_has_its_flags() -> None:
     found = {name: {flag for flag, commands_ in options().items() if name in commands_} for name in commands.commands}
     reading, showing = (
-        {"--keep", "--only", "--keep-overridable", "--reduce", "--no-merge", "--simplify"},
+        {"--keep", "--only", "--keep-overridable", "--reduce", "--no-merge", "--leftover", "--simplify"},
         {"--json", "--quiet"},
     )
     checking = {"--provider", "--shape", "--seed"}

@@ -34,6 +34,16 @@ def test_with_require_all_a_whole_fold_and_what_was_excluded_by_name_pass(run: R
     assert run(MODEL, "-o", tmp_path / "fused.onnx", "--require-all", "--keep", "stem").code == 0
 
 
+def test_with_require_all_a_leftover_is_no_batchnorm_and_what_cannot_become_one_is(run: Run, tmp_path: Path) -> None:
+    assert run(written(tmp_path, STUCK), "-o", tmp_path / "a.onnx", "--require-all", "--leftover", "affine").code == 0
+    training = written(tmp_path, STUCK.replace("Normalization (", "Normalization <training_mode=1> ("), "training.onnx")
+    outcome = run(
+        training, "-o", tmp_path / "b.onnx", "--require-all", "--leftover", "affine", "--no-verify", "--quiet"
+    )
+    assert outcome.code == 1
+    assert "statistics of the batch" in outcome.err
+
+
 @pytest.fixture
 def wrong_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fold whose weights are off by a thousandth."""

@@ -26,8 +26,9 @@ PUBLIC = """
 """.split()
 
 SIGNATURES = {
-    "fold": "model only keep keep_overridable reduce merge simplify readers verify providers shapes seed progress",
-    "inspect": "model only keep keep_overridable reduce merge simplify readers",
+    "fold": """model only keep keep_overridable reduce merge leftover simplify readers verify providers shapes seed
+        progress""",
+    "inspect": "model only keep keep_overridable reduce merge leftover simplify readers",
     "verify": "before after providers shapes seed progress",
     "load": "path",
     "save": "model path",

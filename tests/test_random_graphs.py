@@ -16,6 +16,7 @@ import bnfold
 from bnfold.decision import Folded
 from bnfold.frontends.onnx_float64 import evaluate, in_float64
 from bnfold.frontends.onnx_shapes import Shapes
+from bnfold.leftover_forms import Form
 from tests.random_graph_checks import difference, examine, worse
 from tests.random_graphs import random_graph
 
@@ -27,6 +28,14 @@ EVERY = 5  # so many of which run on onnxruntime too
 def test_the_fold_of_a_random_graph_is_exact_named_rightly_idempotent_and_deterministic(first: int) -> None:
     for seed in range(first, first + 10):
         found = examine(random_graph(seed), runtime=seed % EVERY == 0)
+        assert not found.failures, (seed, found.failures)
+
+
+@pytest.mark.parametrize(("leftover", "first"), [("affine", 300), ("depthwise", 330)])
+@pytest.mark.parametrize("reduce", [False, True])
+def test_so_is_what_is_left_of_it(leftover: Form, first: int, reduce: bool) -> None:
+    for seed in range(first, first + 30):
+        found = examine(random_graph(seed), runtime=seed % EVERY == 0, leftover=leftover, reduce=reduce)
         assert not found.failures, (seed, found.failures)
 
 

@@ -140,3 +140,13 @@ def test_a_densenet_with_positive_scales_has_no_batchnorm_left_and_an_add_for_ea
     assert (report.after.batchnorms, report.after.nodes) == (0, report.before.nodes - 62)
     assert report.verification is not None
     assert report.verification.passed
+
+
+def test_a_densenet_has_no_batchnorm_left_where_the_caller_wants_none() -> None:
+    report = bnfold.fold(ir.from_proto(load("densenet121").proto), leftover="affine").report
+    assert (len(report.folded), len(report.reduced), len(report.kept)) == (59, 62, 0)
+    assert report.after is not None
+    assert (report.after.batchnorms, report.after.nodes) == (0, report.before.nodes - 59 + 62)
+    assert report.verification is not None
+    assert report.verification.passed
+    assert len(report.verification.local) == 59 + 62

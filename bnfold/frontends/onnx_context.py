@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from bnfold.decision import Reason, Refusal
 from bnfold.frontends.onnx_constants import Constants
 from bnfold.frontends.onnx_shapes import Shapes
 from bnfold.views import Barrier
+
+#: The model's metadata that names the values which the leftovers of BatchNorms compute.
+LEFT = "bnfold.left"
 
 FLOATS = frozenset(("float16", "bfloat16", "float32", "float64"))
 
@@ -35,6 +39,15 @@ class Context:
     def version(self, node: ir.Node) -> int:
         """The operator set version that the node means."""
         return self.opset if node.version is None else node.version
+
+
+def marked(model: ir.Model, key: str) -> list[Any]:
+    """The list that an earlier fold put into the model's metadata; empty where there is none, or something else."""
+    try:
+        found = json.loads(model.metadata_props.get(key, "[]"))
+    except ValueError:
+        return []
+    return found if isinstance(found, list) else []
 
 
 def name_of(node: ir.Node) -> str:

@@ -6,6 +6,8 @@ nothing reads any more afterwards is removed, and only that.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,23 @@ import onnx_ir as ir
 
 from bnfold.affine import Float64Array
 from bnfold.rounding import round_once
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """One of the operators that replace a node; it reads the value before it, then constants.
+
+    Attributes:
+        op_type: The operator.
+        stem: What is put behind the names of value and node; the last operator takes these names themselves.
+        constants: float64, by how they are called after that value.
+        attributes: Its attributes.
+    """
+
+    op_type: str
+    stem: str
+    constants: Mapping[str, Float64Array] = field(default_factory=dict)
+    attributes: Sequence[ir.Attr] = ()
 
 
 class Editor:
@@ -90,20 +109,39 @@ class Editor:
         add = ir.Node("", "Add", [old, constant], outputs=[total], name=self.fresh(f"{node.name or name}_bias"))
         self.graph.insert_after(node, add)
 
-    def replace_by_add(self, node: ir.Node, values: Float64Array, dtype: np.dtype[Any]) -> None:
-        """Put `Add(data, values)` in the place of a BatchNorm; the sum takes over its output's name and readers."""
-        data, old = node.inputs[0], node.outputs[0]
-        name = old.name or node.op_type
-        constant = self._initializer(self.fresh(f"{name}_shift"), round_once(values, dtype))
-        total = ir.Value(name=name, shape=old.shape, type=old.type, doc_string=old.doc_string)
-        add = ir.Node("", "Add", [data, constant], outputs=[total], name=node.name or self.fresh(f"{name}_add"))
-        self.graph.insert_after(node, add)
-        old.replace_all_uses_with(total, replace_graph_outputs=True)
+    def replace(self, node: ir.Node, chain: Sequence[Replacement], dtype: np.dtype[Any]) -> list[ir.Value]:
+        """Put `chain` in the place of a BatchNorm; its end takes over the names of node and output, and the readers.
+
+        Args:
+            node: The node; its first input goes in, its first output comes out.
+            chain: At least one operator.
+            dtype: To which the constants are rounded, once.
+
+        Returns:
+            The output of each operator of the chain.
+        """
+        old = node.outputs[0]
+        name, parameters = old.name or node.op_type, [value for value in node.inputs[1:] if value is not None]
+        value, last, made = node.inputs[0], node, list[ir.Value]()
+        for part in chain:
+            constants = [
+                self._initializer(self.fresh(f"{name}_{stem}"), round_once(values, dtype))
+                for stem, values in part.constants.items()
+            ]
+            is_end = part is chain[-1]
+            own = name if is_end else self.fresh(f"{name}_{part.stem}")
+            called = node.name if is_end and node.name else self.fresh(f"{node.name or name}_{part.stem}")
+            out = ir.Value(name=own, shape=old.shape, type=old.type, doc_string=old.doc_string if is_end else None)
+            new = ir.Node("", part.op_type, [value, *constants], part.attributes, outputs=[out], name=called)
+            self.graph.insert_after(last, new)
+            made.append(out)
+            value, last = out, new
+        old.replace_all_uses_with(made[-1], replace_graph_outputs=True)
         old.name = None
-        parameters = [value for value in node.inputs[1:] if value is not None]
         self.graph.remove(node, safe=True)
-        for value in parameters:
-            self.loosen(value)
+        for parameter in parameters:
+            self.loosen(parameter)
+        return made
 
     def bypass(self, node: ir.Node, data: ir.Value, *, takes_name: bool) -> None:
         """Take `node` out: the readers of its output read `data`, which takes the output's name if it now equals it."""

@@ -15,7 +15,16 @@ from bnfold.affine import Float64Array
 from bnfold.decision import Kept, Reason, Refusal, Subject
 from bnfold.errors import ModelError
 from bnfold.frontends.onnx_constants import Constants
-from bnfold.frontends.onnx_context import Context, asks_for_shape, input_at, is_standard, name_of
+from bnfold.frontends.onnx_context import (
+    LEFT,
+    Context,
+    asks_for_shape,
+    barrier,
+    input_at,
+    is_standard,
+    marked,
+    name_of,
+)
 from bnfold.frontends.onnx_linear import ConvSite, LinearSite
 from bnfold.frontends.onnx_read_linear import ReadLinear
 from bnfold.frontends.onnx_read_pointwise import constant_position
@@ -118,10 +127,13 @@ class OnnxGraph:
 
     def _read_all(self) -> None:
         biases: set[int] = set()
+        left = {name for name in marked(self.model, LEFT) if isinstance(name, str)}
         for node in self.model.graph:
             if id(node) in biases:
                 continue
             what = read(node, self.context, self._readers)
+            if any(value.name in left for value in node.outputs):
+                what = barrier(node, Reason.OPERATOR_HAS_NO_RULE, "an earlier fold left it of a BatchNorm")
             if isinstance(what, ReadLinear):
                 biases.update(id(n) for n in what.site.nodes[1:])
                 self.sites[len(self.operators)] = what.site

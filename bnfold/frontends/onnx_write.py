@@ -13,13 +13,24 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.bench import Bench
-from bnfold.changes import Change, Fold, Merge
+from bnfold.changes import Change, Merge
 from bnfold.folding import FoldPlan
-from bnfold.frontends.onnx_editor import Editor
+from bnfold.frontends.onnx_context import LEFT, marked
+from bnfold.frontends.onnx_editor import Editor, Replacement
 from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.graph import Operator, PlacedAffine
+from bnfold.leftover_forms import Leftover, Part
 from bnfold.views import BatchNorm, ConstantOperand
 from bnfold.window_views import Pad
+
+#: What is put behind a BatchNorm's name: of the operator, and of each of its constants.
+_STEMS = {
+    "Sub": ("centred", ("mean",)),
+    "Mul": ("scaled", ("scale",)),
+    "Add": ("shifted", ("shift",)),
+    "Conv": ("scaled", ("scale", "shift")),
+    "Identity": ("same", ()),
+}
 
 
 @dataclass(frozen=True)
@@ -38,14 +49,15 @@ class Written:
 def write(graph: OnnxGraph, plan: FoldPlan) -> Written:
     """Change `graph.model` as `plan` says. The graph must not be used afterwards.
 
-    A plan without a fold changes nothing.
+    A plan without a fold changes nothing. What is left of BatchNorms is named in the metadata, so that it is not taken
+    for a BatchNorm in disguise when the result is folded again, without the statistics to judge it by.
     """
-    if not plan.bench.folds:
+    if not plan.bench.folds and not plan.leftovers:
         return Written((), 0)
     editor = Editor(graph.model.graph)
     if graph.model.ir_version < 4:
         editor.initializers_are_inputs()
-    positions = {index: graph.constant_position(graph.operators[index]) for index in _constant_operands(plan.bench)}
+    positions = {index: graph.constant_position(graph.operators[index]) for index in _constant_operands(plan)}
     values = {
         v.name: v for v in ir.convenience.create_value_mapping(graph.model.graph, include_subgraphs=False).values()
     }
@@ -55,15 +67,19 @@ def write(graph: OnnxGraph, plan: FoldPlan) -> Written:
             _drop_sums(graph, fold, editor)
         elif fold.left is None:
             for operator in fold.source.operators:
-                _take_out(graph, operator, fold, positions, editor)
-    _store(graph, plan.bench, positions, editor)
+                _take_out(graph, operator, positions, editor, takes_name=fold.direction == "pull")
+    _store(graph, plan, positions, editor)
+    left = [value for leftover in plan.leftovers for value in _leave(graph, leftover, positions, editor)]
+    if left:
+        names = dict.fromkeys([*map(str, marked(graph.model, LEFT)), *(value.name for value in left)])
+        graph.model.metadata_props[LEFT] = json.dumps(list(names))
     return Written(tuple(editor.sweep()), editor.cloned_bytes)
 
 
-def _constant_operands(bench: Bench) -> list[int]:
+def _constant_operands(plan: FoldPlan) -> list[int]:
     """Operators whose constant's position must be known after the graph has changed under the reader."""
-    operators = bench.graph.operators
-    touched = {*bench.removed, *bench.constants}
+    operators = plan.bench.graph.operators
+    touched = {*plan.bench.removed, *plan.bench.constants, *_replaced(plan)}
     return [i for i in touched if isinstance(operators[i].view, ConstantOperand)]
 
 
@@ -84,23 +100,32 @@ def _rename(fold: Change, values: dict[str | None, ir.Value], editor: Editor) ->
         value.name = editor.fresh(f"{name}_folded")
 
 
-def _take_out(graph: OnnxGraph, operator: Operator, fold: Fold, positions: dict[int, int], editor: Editor) -> None:
+def _replaced(plan: FoldPlan) -> set[int]:
+    """The operators whose place a leftover takes."""
+    return {op.index for leftover in plan.leftovers for op in leftover.source.operators}
+
+
+def _take_out(
+    graph: OnnxGraph, operator: Operator, positions: dict[int, int], editor: Editor, *, takes_name: bool
+) -> None:
     node = graph.nodes[operator.index]
     data = node.inputs[1 - positions[operator.index] if operator.index in positions else 0]
     assert data is not None
-    editor.bypass(node, data, takes_name=fold.direction == "pull")
+    editor.bypass(node, data, takes_name=takes_name)
 
 
-def _store(graph: OnnxGraph, bench: Bench, positions: dict[int, int], editor: Editor) -> None:
+def _store(graph: OnnxGraph, plan: FoldPlan, positions: dict[int, int], editor: Editor) -> None:
+    bench = plan.bench
+    gone = {*bench.removed, *_replaced(plan)}
     for index, merge in bench.merged.items():
         graph.sites[index].reshape(merge.geometry, merge.params.weight.shape[0])
     for index in sorted({*bench.absorbed, *bench.merged} - set(bench.removed)):
         graph.sites[index].write(bench.linear_params(graph.operators[index]), editor)
     for index, left in sorted(bench.reduced.items()):
         _become_add(graph, index, left, editor)
-    for index in sorted(set(bench.constants) - set(bench.removed)):
+    for index in sorted(set(bench.constants) - gone):
         _store_constant(graph, bench, index, positions, editor)
-    for index in sorted(set(bench.affines) - set(bench.removed)):
+    for index in sorted(set(bench.affines) - gone):
         view = graph.operators[index].view
         assert isinstance(view, BatchNorm)
         for position, values in enumerate(view.stored(bench.affines[index]), start=1):
@@ -114,7 +139,29 @@ def _become_add(graph: OnnxGraph, index: int, left: PlacedAffine, editor: Editor
     assert shape is not None
     assert dtype is not None
     shift = left.arrays(len(shape))[1]
-    editor.replace_by_add(graph.nodes[index], shift.reshape(shift.shape[left.axes[0] :]), dtype)
+    chain = [_replacement(Part("Add", (shift.reshape(shift.shape[left.axes[0] :]),)))]
+    editor.replace(graph.nodes[index], chain, dtype)
+
+
+def _leave(graph: OnnxGraph, leftover: Leftover, positions: dict[int, int], editor: Editor) -> list[ir.Value]:
+    """The leftover takes the BatchNorm's place, and the rest of its source is in it; what the new operators compute."""
+    operators, place = leftover.source.operators, leftover.place
+    dtype = operators[-1].dtype
+    assert dtype is not None
+    made = editor.replace(graph.nodes[operators[place].index], [_replacement(p) for p in leftover.parts], dtype)
+    for i, operator in enumerate(operators):
+        if i != place:
+            _take_out(graph, operator, positions, editor, takes_name=i > place)
+    return made
+
+
+def _replacement(part: Part) -> Replacement:
+    stem, called = _STEMS[part.kind]
+    attributes = []
+    if part.kind == "Conv":
+        channels, _, *kernel = part.constants[0].shape
+        attributes = [ir.AttrInt64("group", channels), ir.AttrInt64s("kernel_shape", kernel)]
+    return Replacement(part.kind, stem, dict(zip(called, part.constants, strict=False)), attributes)
 
 
 def _store_constant(graph: OnnxGraph, bench: Bench, index: int, positions: dict[int, int], editor: Editor) -> None:
@@ -130,9 +177,9 @@ def _store_constant(graph: OnnxGraph, bench: Bench, index: int, positions: dict[
 
 def record(model: ir.Model, plan: FoldPlan, providers: tuple[str, ...]) -> None:
     """Say in the model's metadata what was folded and where the result was verified; nothing folded, nothing said."""
-    if not plan.bench.folds:
+    if not plan.bench.folds and not plan.leftovers:
         return
-    entries = [
+    entries: list[dict[str, object]] = [
         {
             "batchnorms": [s.name for s in fold.subjects],
             "direction": "merge" if isinstance(fold, Merge) else fold.direction,
@@ -140,14 +187,6 @@ def record(model: ir.Model, plan: FoldPlan, providers: tuple[str, ...]) -> None:
         }
         for fold in plan.bench.folds
     ]
-    model.metadata_props["bnfold.folds"] = json.dumps([*_earlier(model), *entries])
+    entries += [{"batchnorms": [s.name for s in left.source.subjects], "left": left.kind} for left in plan.leftovers]
+    model.metadata_props["bnfold.folds"] = json.dumps([*marked(model, "bnfold.folds"), *entries])
     model.metadata_props["bnfold.verified"] = ", ".join(providers) or "no"
-
-
-def _earlier(model: ir.Model) -> list[object]:
-    """What an earlier fold recorded; nothing where somebody else has written there."""
-    try:
-        earlier = json.loads(model.metadata_props.get("bnfold.folds", "[]"))
-    except ValueError:
-        return []
-    return earlier if isinstance(earlier, list) else []
