@@ -43,6 +43,11 @@ class Fold:
         return self.source.subjects
 
     @property
+    def is_drop(self) -> bool:
+        """Whether the source was the identity, and its readers read its input now."""
+        return not (self.into or self.through or self.left)
+
+    @property
     def operators(self) -> tuple[Operator, ...]:
         """Everything that it touches."""
         return (*self.source.operators, *self.into, *self.through, *self.beside)

@@ -5,7 +5,7 @@ The plan is plain data. `inspect` prints it and `fold` writes it, so that the tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
@@ -16,32 +16,16 @@ from bnfold.bench import Bench
 from bnfold.chaining import chain_all
 from bnfold.changes import Change, Fold, Merge
 from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal
-from bnfold.graph import FoldGraph, Operator, Value
+from bnfold.graph import FoldGraph, Operator
 from bnfold.leftover_forms import Leftover
 from bnfold.limits import objection
 from bnfold.merging import merge_all
 from bnfold.pulling import pull
+from bnfold.regions import Region, regions
 from bnfold.routes import Route, drop, push
 from bnfold.sources import Source, compose, runs
 from bnfold.splitting import split
 from bnfold.views import Barrier
-
-
-@dataclass(frozen=True)
-class Region:
-    """Operators whose folds overlap, and the values around them: what the local test cuts out.
-
-    Attributes:
-        operators: Indices of the operators, ascending.
-        inputs: Values that come in; they mean the same before and after.
-        outputs: Values that go out; they mean the same before and after.
-        batchnorms: The names of what was folded in it.
-    """
-
-    operators: tuple[int, ...]
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    batchnorms: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +92,24 @@ def _attempt(bench: Bench, *, last_resort: bool, reduces: bool) -> tuple[_Decide
     """One pass over all sources: what was folded, and what was not."""
     folded, kept = _Decided(), _Decided()
     for run in runs(bench.graph, bench.wanted):
-        for source in compose(tuple(op for op in run if not bench.is_settled(op)), bench):
+        for source in (source for part in still_there(run, bench) for source in compose(part, bench)):
             outcome = _settle(bench, source, undoes=last_resort)
             if last_resort and isinstance(outcome, tuple):
                 outcome = _split(bench, source, outcome, may_leave_add=reduces)
             found = [(source.operators[0].index, d) for d in _decisions(source, outcome)]
             (folded if isinstance(outcome, Fold) else kept).extend(found)
     return folded, kept
+
+
+def still_there(run: tuple[Operator, ...], bench: Bench) -> list[tuple[Operator, ...]]:
+    """What is still there of `run`; a BatchNorm that became an Add stands between what comes before and after it."""
+    parts: list[tuple[Operator, ...]] = [()]
+    for operator in run:
+        if operator.index in bench.reduced:
+            parts.append(())
+        elif not bench.is_settled(operator):
+            parts[-1] = (*parts[-1], operator)
+    return [part for part in parts if part]
 
 
 def _merged(change: Change) -> _Decided:
@@ -189,38 +184,3 @@ def _decisions(source: Source, outcome: Fold | tuple[Refusal, ...]) -> list[Deci
             Reduced(subject, outcome.direction, into, through, "Add", outcome.refusals) for subject in source.subjects
         ]
     return [Folded(subject, outcome.direction, into, through) for subject in source.subjects]
-
-
-def regions(bench: Bench, folds: Sequence[Change]) -> tuple[Region, ...]:
-    """Folds that share an operator belong to one region."""
-    groups: list[tuple[set[int], list[str]]] = []
-    for fold in folds:
-        operators, names = _along(bench, fold), [s.name for s in fold.subjects]
-        apart = []
-        for group in groups:
-            if group[0] & operators:
-                operators |= group[0]
-                names = group[1] + names
-            else:
-                apart.append(group)
-        groups = [*apart, (operators, names)]
-    return tuple(_region(bench.graph, sorted(operators), tuple(names)) for operators, names in groups)
-
-
-def _along(bench: Bench, change: Change) -> set[int]:
-    """The operators that a change touches, and those of others that were taken out along it."""
-    outputs = {v for op in change.operators for v in op.outputs if v is not None and op.index in bench.removed}
-    removed = {index for value in change.values | outputs for index in bench.removed_below(value)}
-    return removed | {op.index for op in change.operators}
-
-
-def _region(graph: FoldGraph, indices: list[int], names: tuple[str, ...]) -> Region:
-    operators: list[Operator] = [graph.operators[i] for i in indices]
-    inside = {value for op in operators for value in op.outputs if value is not None}
-    read = dict.fromkeys(value for op in operators for value in op.inputs)
-    outputs = [v for op in operators for v in op.outputs if v is not None and _leaves(graph, v, set(indices))]
-    return Region(tuple(indices), tuple(v for v in read if v not in inside), tuple(outputs), names)
-
-
-def _leaves(graph: FoldGraph, value: Value, inside: set[int]) -> bool:
-    return graph.visible(value) is not None or any(u.operator.index not in inside for u in graph.uses(value))

@@ -15,9 +15,9 @@ import numpy as np
 from bnfold.bench import Bench
 from bnfold.changes import Fold
 from bnfold.decision import Decision, Kept, Reason, Reduced, Refusal, Subject
-from bnfold.folding import FoldPlan, regions
-from bnfold.graph import Operator
+from bnfold.folding import FoldPlan, still_there
 from bnfold.leftover_forms import Form, Leftover, leftover
+from bnfold.regions import regions
 from bnfold.sources import Source, compose, runs
 from bnfold.views import Barrier, BatchNorm
 
@@ -54,21 +54,10 @@ def _leave(source: Source, bench: Bench, form: Form) -> Leftover | Refusal | Non
 def _stuck(bench: Bench) -> Iterator[Source]:
     """The sources with a BatchNorm that are still there, as the engine last saw them."""
     for run in runs(bench.graph, bench.wanted):
-        for part in _between_adds(run, bench):
+        for part in still_there(run, bench):
             for source in compose(part, bench):
                 if any(isinstance(op.view, BatchNorm) for op in source.operators):
                     yield source
-
-
-def _between_adds(run: tuple[Operator, ...], bench: Bench) -> list[tuple[Operator, ...]]:
-    """What is still there of `run`; a BatchNorm that became an Add stands between what comes before and after it."""
-    parts: list[tuple[Operator, ...]] = [()]
-    for operator in run:
-        if operator.index in bench.reduced:
-            parts.append(())
-        elif not bench.is_settled(operator):
-            parts[-1] = (*parts[-1], operator)
-    return [part for part in parts if part]
 
 
 def _decided(plan: FoldPlan, found: list[tuple[Source, Leftover | Refusal | None]]) -> tuple[Decision, ...]:

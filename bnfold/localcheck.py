@@ -17,12 +17,13 @@ import onnx_ir as ir
 
 from bnfold.affine import Float64Array
 from bnfold.errors import BnfoldError
-from bnfold.folding import FoldPlan, Region
+from bnfold.folding import FoldPlan
 from bnfold.frontends.onnx_float64 import in_float64
 from bnfold.frontends.onnx_kernels_run import evaluate
 from bnfold.frontends.onnx_magnitude import magnitude_model
 from bnfold.frontends.onnx_regions import Cutter
 from bnfold.localsizes import model_shapes, small_shapes
+from bnfold.regions import Region
 from bnfold.rounding import smallest_subnormal, unit_roundoff
 
 _DOUBLE = 2.0**-53

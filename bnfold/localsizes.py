@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs, synthesise
 from bnfold.errors import BnfoldError
-from bnfold.folding import FoldPlan, Region
+from bnfold.folding import FoldPlan
 from bnfold.frontends.onnx_shapes import Shapes
 from bnfold.graph import Operator, Shape
+from bnfold.regions import Region
 from bnfold.runtime import exposing, open_session
 from bnfold.views import BatchNorm, Cast, Homogeneous, Linear, Same
 

@@ -160,7 +160,8 @@ def worst_of(entries: Sequence[TensorComparison]) -> TensorComparison | None:
 
 def as_asked(decision: Decision) -> bool:
     """Whether it stayed because of `--keep` or `--only`."""
-    return isinstance(decision, Kept) and decision.refusals[0].reason is Reason.EXCLUDED_BY_CALLER
+    first = decision.refusals[0] if isinstance(decision, Kept) else None
+    return first is not None and first.reason is Reason.EXCLUDED_BY_CALLER and not first.where
 
 
 def objection(report: Report) -> str:

@@ -37,7 +37,7 @@ TABLE = {
     "machine": row(3, "runtime data dataflow", "values", "numpy onnx onnx_ir onnxruntime"),
     "engine": row(
         4,
-        "sources changes bench routes undoing pulling limits splitting branches chaining merging folding "
+        "sources changes bench regions routes undoing pulling limits splitting branches chaining merging folding "
         "leftovers leftover_forms",
         "values arrays graph carriers",
         "numpy",
@@ -64,13 +64,14 @@ EXCEPTIONS = {
     "frontends.onnx_write": {"bench", "changes", "folding", "leftover_forms"},
     "frontends.onnx_pass": {"folding"},  # the whole fold as a pass of onnx_ir's own pipelines
     "localcheck": {
-        "folding",  # the regions of a plan
+        "folding",  # a plan
+        "regions",  # and its regions
         "frontends.onnx_float64",  # the oracle is ONNX's own evaluator on a float64 rewrite
         "frontends.onnx_kernels_run",
         "frontends.onnx_magnitude",
         "frontends.onnx_regions",
     },
-    "localsizes": {"folding", "frontends.onnx_shapes"},  # regions, and the shapes inside them
+    "localsizes": {"folding", "regions", "frontends.onnx_shapes"},  # regions, and the shapes inside them
     "oracle": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_models import PARAMETERS, STATS, assert_fold, parse, reasons, stored
+from onnx_models import PARAMETERS, STATS, assert_fold, ops, parse, reasons, stored
 
 import bnfold
 from bnfold.decision import Reason
@@ -188,7 +188,8 @@ def test_the_sum_of_a_conv_and_a_shortcut_is_not_scaled_by_half() -> None:
     # opencv#29160: the shortcut would miss the scale.
     text = f"""(float[N,4,8,8] x) => (float[N,4,8,8] y) <float[4,4,1,1] w, {PARAMETERS}>
         {{ c = Conv(x, w) s = Add(c, x) y = BatchNormalization(s, {STATS}) }}"""
-    assert_fold(parse(text), folded=0, kept=[Reason.VALUE_HAS_OTHER_READERS])
+    assert_fold(parse(text), folded=0, kept=[Reason.VALUE_HAS_OTHER_READERS], merge=False)
+    assert_fold(parse(text), folded=1)  # the shortcut is part of the kernel
     inputs = text.replace("x) =>", "x, float[N,4,8,8] z) =>").replace("Add(c, x)", "Add(c, z)")
     assert_fold(parse(inputs), folded=0, kept=[Reason.READS_MODEL_INPUT])
 
@@ -200,3 +201,39 @@ def test_a_squeeze_and_excite_block_is_folded_before_and_behind_the_gate() -> No
         {{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) p = GlobalAveragePool(b) e = Conv(p, v) g = Sigmoid(e)
            m = Mul(b, g) d = Conv(m, u) y = BatchNormalization(d, {STATS2}) }}"""
     assert_fold(parse(text), folded=2)
+
+
+TWO_SAME = "(float[N,4,8,8] y, float[N,4,8,8] z)"
+IDENTITY = {"gamma": 1, "beta": 0, "mean": 0, "var": 1}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs"),
+    [
+        ("b = BatchNormalization <epsilon=0.0> (x, STATS) y = Sigmoid(b)", "(float[N,4,8,8] y)"),
+        ("b = BatchNormalization <epsilon=0.0> (x, STATS) y = Sigmoid(b) z = Relu(x)", TWO_SAME),
+        ("r = Relu(x) y = BatchNormalization <epsilon=0.0> (r, STATS)", "(float[N,4,8,8] y)"),
+        ("z = Relu(x) b = BatchNormalization <epsilon=0.0> (z, STATS) y = Tanh(b)", TWO_SAME),
+    ],
+)
+def test_a_batchnorm_that_is_the_identity_is_taken_out(nodes: str, outputs: str) -> None:
+    text = f"(float[N,4,8,8] x) => {outputs} <{PARAMETERS}> {{ {nodes.replace('STATS', STATS)} }}"
+    result = assert_fold(parse(text, values=IDENTITY), folded=1)
+    assert "BatchNormalization" not in ops(result.model)
+
+
+def test_an_identity_between_two_names_that_the_caller_knows_stays() -> None:
+    text = f"(float[N,4,8,8] x) => (float[N,4,8,8] y, float[N,4,8,8] z) <{PARAMETERS}> {{ BODY }}"
+    body = f"z = Relu(x) y = BatchNormalization <epsilon=0.0> (z, {STATS})"
+    assert_fold(parse(text.replace("BODY", body), values=IDENTITY), folded=0, kept=[Reason.IS_MODEL_OUTPUT])
+    body = f"z = Relu(x) y = BatchNormalization <epsilon=0.0> (x, {STATS})"
+    assert_fold(parse(text.replace("BODY", body), values=IDENTITY), folded=0, kept=[Reason.READS_MODEL_INPUT])
+
+
+@pytest.mark.parametrize(
+    "nodes", ["y = Sigmoid(b) z = Sigmoid(d)", "y = Identity(b) z = Identity(d)", "y = Add(b, d) z = Relu(d)"]
+)
+def test_equal_batchnorms_of_one_convolution_go_into_it_together(nodes: str) -> None:
+    text = f"a = Conv(x, w) b = BatchNormalization(a, {STATS}) d = BatchNormalization(a, {STATS2}) {nodes}"
+    result = assert_fold(parse(_shared(text), values=_copied()), folded=2)
+    assert ops(result.model).count("Conv") == 1

@@ -9,9 +9,10 @@ from fold_graph import FLOAT32, Net, affine, draw
 from bnfold.affine import ChannelAffine
 from bnfold.bench import Bench
 from bnfold.decision import Folded, Kept, Reason, Refusal
-from bnfold.folding import Region, plan
+from bnfold.folding import plan
 from bnfold.graph import AbsorbOutput, Operator, SetConstant
 from bnfold.pulling import pull
+from bnfold.regions import Region
 from bnfold.routes import Route, push
 from bnfold.sources import Source, compose, runs
 from bnfold.views import Arithmetic, Barrier, BatchNorm, Transpose
