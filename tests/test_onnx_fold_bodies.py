@@ -313,6 +313,28 @@ def test_what_a_body_keeps_may_be_reduced_there(reduce: bool) -> None:
     _same_in_both_ways(model, result.model, **Q)
 
 
+@pytest.mark.parametrize("leftover", ["affine", "depthwise"])
+def test_what_a_body_keeps_may_be_written_otherwise_there(leftover: str) -> None:
+    model = parse(_if(f"t = {NORM.format('x2')}"))
+    result = assert_fold(model, folded=0, kept=[Reason.ENTERS_BODY], leftover=leftover)
+    _same_in_both_ways(model, result.model, **Q)
+    assert result.report.after is not None
+    assert result.report.after.batchnorms == 0
+    assert [node.op_type for node in _body(result.model, "then_branch")] in (
+        ["Mul", "Add"],
+        ["Sub", "Mul", "Add"],
+        ["Conv"],
+    )
+
+
+def test_branches_of_one_value_in_a_body_are_merged_there() -> None:
+    body = f"c = Conv(x2, v) d = {NORM.format('c')} e = {NORM2.format('x2')} t = Add(d, e)"
+    model = parse(_if(body, more=", float[4,4,1,1] v"))
+    result = assert_fold(model, folded=2)
+    _same_in_both_ways(model, result.model, **Q)
+    assert [node.op_type for node in _body(result.model, "then_branch")] == ["Conv"]
+
+
 def test_a_model_with_bodies_in_which_nothing_folds_stays_byte_for_byte() -> None:
     model = ir.from_proto(parse(_if(f"t = {NORM.format('x2')}")))
     result = bnfold.fold(model, verify=False)

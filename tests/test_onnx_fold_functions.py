@@ -192,6 +192,17 @@ def test_a_model_in_which_nothing_folds_keeps_its_functions_byte_for_byte() -> N
     assert bnfold.inspect(model).decisions == result.decisions
 
 
+def test_a_batchnorm_that_stays_in_a_function_may_be_written_otherwise() -> None:
+    alone = """<domain: "local", opset_import: ["" : 17]>
+        norm (x, g, b, m, v) => (y) { y = BatchNormalization(x, g, b, m, v) }"""
+    text = f"({SMALL} x) => ({SMALL} y) <{PARAMETERS}> {{ y = local.norm(x, {STATS}) }}"
+    model = parse(text, functions=alone, domains=["local"])
+    result = assert_fold(model, folded=0, kept=[Reason.READS_MODEL_INPUT], leftover="affine")
+    assert not result.model.functions
+    assert result.report.after is not None
+    assert result.report.after.batchnorms == 0
+
+
 def test_functions_without_a_fold_stay_beside_one_with() -> None:
     functions = (
         BLOCK

@@ -152,7 +152,10 @@ class Editor:
         """Put an initializer in the place of `node`; it takes over the first output's name and readers."""
         old, parameters = node.outputs[0], [value for value in node.inputs if value is not None]
         name, old.name = old.name or node.op_type, None
-        constant = self._initializer(self._home(node), name, round_once(values, dtype))
+        home = self._home(node)
+        # Outside its body the name may be that of another value.
+        own = name if home is node.graph else self.fresh(f"{name}_folded")
+        constant = self._initializer(home, own, round_once(values, dtype))
         old.replace_all_uses_with(constant)
         _graph_of(node).remove(node, safe=True)
         for value in parameters:
