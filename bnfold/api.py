@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast, get_args
 
 import onnx_ir as ir
 
+from bnfold.constantcheck import constant_check
 from bnfold.decision import Decision
 from bnfold.errors import MachineError, UsageError, VerificationError
-from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.onnx_context import is_standard
 from bnfold.frontends.onnx_files import in_memory, load, save
-from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.frontends.onnx_fold import ModelPlan, Settings, plan_model
 from bnfold.frontends.onnx_readers import Reader
+from bnfold.frontends.onnx_regions import Cutter
 from bnfold.frontends.onnx_simplify import simplified
-from bnfold.frontends.onnx_write import record, write
 from bnfold.leftover_forms import Form
-from bnfold.leftovers import leave
 from bnfold.localcheck import LocalCheck, local_check
 from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
@@ -38,6 +37,7 @@ __all__ = ["FoldResult", "fold", "inspect", "load", "save", "verify"]
 ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
 Progress: TypeAlias = Callable[[str], None]
 Readers: TypeAlias = Mapping[tuple[str, str], Reader]
+Spans: TypeAlias = Mapping[int, tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +95,8 @@ def inspect(  # noqa: PLR0913
     form = _form(leftover)
     given, name = _opened(model)
     original, notes = _prepared(given, simplify, keep_overridable)
-    graph = OnnxGraph(original, keep_overridable=keep_overridable, readers=readers)
-    planned = leave(plan(graph, _selection(only, keep), reduces=reduce, merges=merge), form)
+    settings = Settings(_selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
+    planned = plan_model(original.clone(), settings)
     return Report(name, planned.decisions, _size(original), notes=notes + _merges(planned))
 
 
@@ -146,19 +146,20 @@ def fold(  # noqa: PLR0913
     given, name = _opened(model)
     original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()
-    graph = OnnxGraph(folded, keep_overridable=keep_overridable, readers=readers)
-    planned = leave(plan(graph, _selection(only, keep), reduces=reduce, merges=merge), form)
-    written = write(graph, planned)
+    settings = Settings(_selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
+    planned = plan_model(folded, settings)
+    spans = [graph.spans() for graph, _ in planned.parts]
+    written = planned.write()
     notes += _merges(planned)
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
     report = Report(name, planned.decisions, _size(original), _size(folded), notes=notes)
     if verify:
         check = _Check(providers, shapes, seed, progress)
-        checked = Verification(check.local(original, folded, graph, planned), check.quick(given, folded))
+        checked = Verification(check.local(original, planned, spans), check.quick(given, folded))
         report = Report(name, planned.decisions, report.before, report.after, checked, notes)
         _demand(report)
-    record(folded, planned, report.verification.providers if report.verification else ())
+    planned.record(report.verification.providers if report.verification else ())
     return FoldResult(folded, report)
 
 
@@ -194,10 +195,11 @@ def _prepared(given: ir.Model, simplify: bool, keep_overridable: bool) -> tuple[
     return simpler, (f"onnxsim left {len(simpler.graph)} of {len(given.graph)} nodes",)
 
 
-def _merges(planned: FoldPlan) -> tuple[str, ...]:
+def _merges(planned: ModelPlan) -> tuple[str, ...]:
     """What was merged, for the report."""
-    parallel = len({merge.into.index for merge in planned.merges if not merge.is_in_a_row})
-    row = sum(merge.is_in_a_row for merge in planned.merges)
+    merges = [(graph.path, merge) for graph, made in planned.parts for merge in made.merges]
+    parallel = len({(path, merge.into.index) for path, merge in merges if not merge.is_in_a_row})
+    row = sum(merge.is_in_a_row for _, merge in merges)
     notes = [f"parallel branches become one operator in {parallel} places"] if parallel else []
     return (*notes, *([f"operators in a row become one in {row} places"] if row else []))
 
@@ -229,9 +231,15 @@ class _Check:
     seed: int
     progress: Progress | None
 
-    def local(self, before: ir.Model, after: ir.Model, graph: OnnxGraph, planned: FoldPlan) -> tuple[LocalCheck, ...]:
+    def local(self, original: ir.Model, planned: ModelPlan, spans: Sequence[Spans]) -> tuple[LocalCheck, ...]:
         shapes, seed, tell = self.shapes, self.seed, self.progress
-        return tuple(local_check(before, after, planned, graph.spans(), shapes=shapes, seed=seed, progress=tell))
+        checks = list(constant_check(planned.called or original, planned.evaluated))
+        if any(made.regions for _, made in planned.parts):
+            old, new = Cutter(planned.prepared or original), Cutter(planned.model)
+            for (graph, made), span in zip(planned.parts, spans, strict=True):
+                where = (old.at(graph.path), new.at(graph.path))
+                checks += local_check(*where, made, span, shapes=shapes, seed=seed, progress=tell)
+        return tuple(checks)
 
     def quick(self, before: ir.Model, after: ir.Model) -> tuple[QuickCheck, ...]:
         old, new = in_memory(before), in_memory(after)
@@ -254,7 +262,17 @@ def _demand(report: Report) -> None:
 
 
 def _size(model: ir.Model) -> Size:
-    nodes = [node for graph in model.graphs() for node in graph]
+    nodes = list(_nodes(model, model.graph.all_nodes(), ()))
     batchnorms = sum(node.op_type == "BatchNormalization" and is_standard(node) for node in nodes)
     tensors = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
-    return Size(len(model.graph), batchnorms, sum(t.nbytes for t in tensors if t is not None))
+    return Size(len(nodes), batchnorms, sum(t.nbytes for t in tensors if t is not None))
+
+
+def _nodes(model: ir.Model, nodes: Iterable[ir.Node], within: tuple[ir.OperatorIdentifier, ...]) -> Iterator[ir.Node]:
+    """The nodes, those of bodies among them, with the nodes of a function in the place of each call."""
+    for node in nodes:
+        called = model.functions.get(node.op_identifier())
+        if called is None or node.op_identifier() in within:
+            yield node
+        else:
+            yield from _nodes(model, called.all_nodes(), (*within, node.op_identifier()))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, TypeAlias
 
-Direction: TypeAlias = Literal["pull", "push", "merge"]
+#: Into the producers, into the consumers, into a parallel branch, or computed once because it normalises a constant.
+Direction: TypeAlias = Literal["pull", "push", "merge", "evaluate"]
 
 
 class Reason(Enum):
@@ -29,16 +30,20 @@ class Reason(Enum):
     NORMALISES_PER_ELEMENT = "the BatchNorm normalises each element by itself (spatial=0)"
     #: Excluded by `keep` or not included by `only`.
     EXCLUDED_BY_CALLER = "the caller asked to keep it"
-    #: In the body of an If, Loop or Scan.
-    INSIDE_SUBGRAPH = "it is in the body of a control-flow operator, which is not folded yet"
-    #: In a model-local function.
-    INSIDE_FUNCTION = "it is in a model-local function, which is not folded yet"
+    #: In a model-local function that nothing calls, or whose operator set or attributes do not allow to write it out.
+    INSIDE_FUNCTION = "it is in a model-local function that cannot be written out at its calls"
     #: A pull arrived at an input of the model.
     READS_MODEL_INPUT = "nothing constant produces the value: it is an input of the model"
     #: A pull arrived at a constant tensor.
     IS_CONSTANT = "the value is a constant, which the rule does not rewrite"
     #: A pull would change a value that the caller sees, or a push one that the caller gets.
     IS_MODEL_OUTPUT = "the value is an output of the model and must keep its meaning"
+    #: A pull in a body arrived at an input of the body, or at a value of the graphs around it.
+    ENTERS_BODY = "the value comes from outside the body of an If, Loop or Scan, and nothing moves across its border"
+    #: A pull in a body would change what the body hands on, or a push what it gets.
+    LEAVES_BODY = "the value is handed out of the body of an If, Loop or Scan, and nothing moves across its border"
+    #: A way through the graph arrived at an If, Loop or Scan itself.
+    OPERATOR_HOLDS_BODIES = "the operator is an If, Loop or Scan, and nothing moves across the border of its bodies"
     #: A body of a control-flow operator reads the value.
     CAPTURED_BY_SUBGRAPH = "the body of a control-flow operator reads the value"
     #: A pull would change the value for readers that do not ask for it.
@@ -150,8 +155,8 @@ class Folded:
 
     Attributes:
         subject: What was folded.
-        direction: "pull" into the producers or "push" into the consumers.
-        into: The operators that absorbed it.
+        direction: "pull" into the producers, "push" into the consumers, or "evaluate".
+        into: The operators that absorbed it; if it was evaluated, those that read the constant.
         through: The operators that the affine passed on the way.
     """
 

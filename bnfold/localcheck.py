@@ -57,8 +57,8 @@ class LocalCheck:
 
 
 def local_check(  # noqa: PLR0913
-    before: ir.Model,
-    after: ir.Model,
+    before: ir.Model | Cutter,
+    after: ir.Model | Cutter,
     plan: FoldPlan,
     spans: Mapping[int, tuple[int, int]],
     *,
@@ -66,21 +66,24 @@ def local_check(  # noqa: PLR0913
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[LocalCheck]:
-    """Test each region on seeded inputs of both signs and on impulses at the corners.
+    """Test each region of a graph on seeded inputs of both signs and on impulses at the corners.
 
     Args:
-        before: The original; not changed.
-        after: The folded model, with equal names for equal values; not changed.
+        before: The original, or a cutter of the graph that the plan is for; not changed.
+        after: The folded model, with equal names for equal values, likewise; not changed.
         plan: What was folded.
         spans: As `bnfold.localsizes.small_shapes`.
         shapes: Shapes of model inputs by name, where the model leaves them open.
         seed: Seed of the inputs.
         progress: Told what is being done.
     """
-    cutters = Cutter(before), Cutter(after)
+    if not plan.regions:
+        return
+    old, new = (model if isinstance(model, Cutter) else Cutter(model) for model in (before, after))
+    cutters = old, new
     small = [small_shapes(plan, region, spans) for region in plan.regions]
     large = [region for region, sizes in zip(plan.regions, small, strict=True) if sizes is None]
-    whole = list(model_shapes(before, large, dict(shapes or {}))) if large else []
+    whole = list(model_shapes(old.model, large, dict(shapes or {}), old.path)) if large else []
     for region, sizes in zip(plan.regions, small, strict=True):
         if progress is not None:
             progress(f"checking the fold of {region.batchnorms[0]}")

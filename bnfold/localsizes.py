@@ -13,6 +13,7 @@ import onnx_ir as ir
 from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs, synthesise
 from bnfold.errors import BnfoldError
 from bnfold.folding import FoldPlan
+from bnfold.frontends.onnx_scopes import Path, graph_at, values_of
 from bnfold.frontends.onnx_shapes import Shapes
 from bnfold.graph import Operator, Shape
 from bnfold.regions import Region
@@ -67,20 +68,24 @@ def _channels_of(operator: Operator, value: str) -> int | None:
 
 
 def model_shapes(
-    model: ir.Model, regions: Sequence[Region], overrides: Mapping[str, tuple[int, ...]]
+    model: ir.Model, regions: Sequence[Region], overrides: Mapping[str, tuple[int, ...]], path: Path = ()
 ) -> Iterator[dict[str, Shape]]:
-    """The shapes of all values at each input size in turn, those first at which every region's inputs have one."""
-    proto = ir.to_proto(model)
+    """The shapes of all values of the graph at `path`, at each input size in turn.
+
+    Those come first at which every region's inputs have one.
+    """
+    proto, graph = ir.to_proto(model), graph_at(model, path)
     specs = read_inputs(proto)
     wanted = {name for region in regions for name in region.inputs}
+    outer = set(values_of(model.graph))
     later: list[dict[str, Shape]] = []
     for spatial in SPATIAL_SIZES:
         filled = fill_shapes(specs, batch=2, spatial=spatial, overrides=overrides)
-        inferred = Shapes(model, filled)
-        shapes = ((name, inferred.by_name(name)) for name in inferred.names)
-        known = {name: shape for name, shape in shapes if shape is not None and _is_static(shape)}
-        if not wanted <= set(known):
-            known |= _observed(proto, sorted(wanted - set(known)), filled)
+        shapes = Shapes(model, filled).named(graph)
+        known = {name: shape for name, shape in shapes.items() if _is_static(shape)}
+        lost = sorted((wanted - set(known)) & outer)
+        if lost:
+            known |= _observed(proto, lost, filled)
         if wanted <= set(known):
             yield known
         else:

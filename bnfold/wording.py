@@ -91,6 +91,8 @@ def _places(refusals: Sequence[Refusal]) -> str:
 def outcome(decision: Decision) -> str:
     """What a decision says about its subject, as a clause."""
     match decision:
+        case Folded(direction="evaluate", into=into):
+            return f"computed once, because what it normalises is constant; read by {listed(into)}"
         case Folded(direction="merge", into=into):
             return f"merged into the parallel branch {listed(into)}"
         case Folded(into=()):

@@ -269,10 +269,10 @@ def test_a_batchnorm_that_is_a_barrier_and_one_out_of_reach_are_decided_too() ->
     view = Barrier(refusal, is_batchnorm=True, channels=3)
     value = net.add(view, net.bn(net.conv("x", weights()), SIGNED), run=lambda _op, _held, xs: xs[0], name="training")
     net.output(net.bn(value, SIGNED, name="last"))
-    net.unreachable = (Kept(Subject("inner", "BatchNormalization", 3, True), (Refusal(Reason.INSIDE_SUBGRAPH),)),)
+    net.unreachable = (Kept(Subject("inner", "BatchNormalization", 3, True), (Refusal(Reason.INSIDE_FUNCTION),)),)
     made = fold(net)
     assert [d.subject.name for d in made.decisions] == ["batchnorm1", "training", "last", "inner"]
-    assert reasons(made)[1:] == [[refusal.reason], [refusal.reason, Reason.IS_MODEL_OUTPUT], [Reason.INSIDE_SUBGRAPH]]
+    assert reasons(made)[1:] == [[refusal.reason], [refusal.reason, Reason.IS_MODEL_OUTPUT], [Reason.INSIDE_FUNCTION]]
 
 
 def test_a_fold_that_only_a_later_fold_makes_possible_is_not_missed() -> None:

@@ -123,7 +123,7 @@ def test_one_channel_that_is_broadcast_up_is_not_pushed() -> None:
 @pytest.mark.parametrize("kind", ["Add", "Sub", "Mul", "Div"])
 def test_arithmetic_of_two_constants_takes_in_nothing(kind: str) -> None:
     text = f"""(float[N,4,8,8] x) => (float[A,B,C,D] y, float[N,4,8,8] z) <float[1,4,8,8] k, float[1,4,8,8] l,
-        {PARAMETERS}> {{ z = Relu(x) c = {kind}(k, l) b = BatchNormalization(c, {STATS}) y = Relu(b) }}"""
+        {PARAMETERS}> {{ z = Relu(x) c = {kind}(k, l) y = BatchNormalization(c, {STATS}) }}"""
     assert_fold(parse(text), folded=0, kept=[Reason.IS_CONSTANT])
 
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
-from onnx_models import PARAMETERS, STATS, assert_fold, ops, parse, reasons, stored
+from onnx_models import PARAMETERS, STATS, assert_fold, ops, parse, stored
 
-import bnfold
 from bnfold.decision import Reason
 
 SECOND = PARAMETERS.replace("gamma", "gamma2").replace("beta", "beta2").replace("mean", "mean2").replace("var", "var2")
@@ -124,27 +122,10 @@ def test_a_value_that_a_body_captures_keeps_its_meaning_and_a_result_may_be_capt
     assert_fold(_with_if("x2"), folded=1)
 
 
-def test_a_batchnorm_in_a_body_is_listed_and_kept() -> None:
-    model = _with_if("x2", f"t = BatchNormalization({{0}}, {STATS2})")
-    result = assert_fold(model, folded=1, kept=[Reason.INSIDE_SUBGRAPH])
-    assert result.report.before.batchnorms == 2
-    assert result.report.after is not None
-    assert result.report.after.batchnorms == 1
-    assert {"gamma2", "var2"} <= set(result.model.graph.initializers)
-
-
 def test_parameters_that_a_body_reads_as_well_stay() -> None:
     model = _with_if("x2", f"t = BatchNormalization({{0}}, {STATS})")
-    result = assert_fold(model, folded=1, kept=[Reason.INSIDE_SUBGRAPH])
+    result = assert_fold(model, folded=1, kept=[Reason.ENTERS_BODY])
     assert {"gamma", "beta", "mean", "var"} <= set(result.model.graph.initializers)
-
-
-def test_a_batchnorm_in_a_loop_is_listed_and_kept() -> None:
-    text = f"""(float[N,4,6,6] x, int64 n, bool go) => (float[N,4,6,6] y) <{PARAMETERS}>
-        {{ y = Loop (n, go, x) <body = b (int64 i, bool k, float[N,4,6,6] s) => (bool k2, float[N,4,6,6] t)
-           {{ k2 = Identity(k) t = BatchNormalization(s, {STATS}) }}> }}"""
-    report = bnfold.inspect(ir.from_proto(parse(text)))
-    assert reasons(report) == [Reason.INSIDE_SUBGRAPH]
 
 
 def test_a_body_may_use_names_of_the_main_graph_for_values_of_its_own() -> None:
@@ -158,19 +139,6 @@ def test_a_body_may_use_names_of_the_main_graph_for_values_of_its_own() -> None:
     shown = parse(text.replace("OUT = Relu(x)", "").replace("OUT", "t"))
     assert_fold(shown, folded=0, kept=[Reason.IS_MODEL_OUTPUT])
     assert_fold(parse(text.replace("float[N,4,6,6] s) { t", "float[N,4,6,6] t) { t").replace("OUT", "o")), folded=1)
-
-
-FUNCTION = """<domain: "local", opset_import: ["" : 17]>
-    block (x, w, g, b, m, v) => (y) { c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }"""
-
-
-def test_a_batchnorm_in_a_function_is_listed_and_kept_and_the_call_is_a_barrier() -> None:
-    call = f"a = Conv(x, w) y = BatchNormalization(a, {STATS}) z = local.block(x, w, {STATS2})"
-    model = parse(_shared(call), functions=FUNCTION, domains=["local"])
-    assert_fold(model, folded=1, kept=[Reason.INSIDE_FUNCTION])
-    behind = f"a = local.block(x, w, {STATS2}) y = BatchNormalization(a, {STATS})"
-    model = parse(_shared(behind, ONE_OUT), functions=FUNCTION, domains=["local"])
-    assert_fold(model, folded=0, kept=[Reason.OPERATOR_IS_UNKNOWN, Reason.INSIDE_FUNCTION])
 
 
 def test_a_batchnorm_whose_operands_cross_is_folded_with_its_own_parameters() -> None:

@@ -24,13 +24,10 @@ def _push(nodes: str, more: str = "", conv: str = "Conv(d, w)", image: str = "8,
         {{ c = BatchNormalization(x, {STATS}) {nodes or "d = Identity(c)"} y = {conv} }}"""
 
 
-def _function() -> tuple[str, str]:
-    text = f"(float[N,4,8] x) => (float[N,4,8] y) <{PARAMETERS}> {{ y = local.block(x, {STATS}) }}"
-    return (
-        text,
-        """<domain: "local", opset_import: ["" : 17]>
-        block (x, g, b, m, v) => (y) { y = BatchNormalization(x, g, b, m, v) }""",
-    )
+def _function() -> str:
+    """One that nothing calls."""
+    return """<domain: "local", opset_import: ["" : 17]>
+        block (x, g, b, m, v) => (y) { y = BatchNormalization(x, g, b, m, v) }"""
 
 
 _IF = f"""(float[N,3,8,8] x, bool q) => (float[N,4,6,6] y, float[N,4,6,6] z) <{WEIGHT}, {PARAMETERS}>
@@ -78,14 +75,25 @@ ROWS: dict[Reason, tuple[str, dict[str, object]]] = {
         {"opset": 7},
     ),
     Reason.EXCLUDED_BY_CALLER: (_pull(""), {"keep": "y"}),
-    Reason.INSIDE_SUBGRAPH: (
-        _IF.replace("INNER", f"t = BatchNormalization(c, {STATS})").replace("OUTER", "y = Relu(c)"),
-        {},
-    ),
-    Reason.INSIDE_FUNCTION: (_function()[0], {"functions": _function()[1], "domains": ["local"]}),
+    Reason.INSIDE_FUNCTION: (_ALONE, {"functions": _function(), "domains": ["local"]}),
     Reason.READS_MODEL_INPUT: (_ALONE, {}),
     Reason.IS_CONSTANT: (_ALONE.replace("(x, gamma", "(k, gamma").replace("<float", "<float[2,4,8] k, float", 1), {}),
     Reason.IS_MODEL_OUTPUT: (_ALONE, {}),
+    Reason.ENTERS_BODY: (
+        _IF.replace("INNER", f"t = BatchNormalization(c, {STATS})").replace("OUTER", "y = Relu(c)"),
+        {},
+    ),
+    Reason.LEAVES_BODY: (
+        _IF.replace("INNER", f"t = BatchNormalization(c, {STATS})").replace("OUTER", "y = Relu(c)"),
+        {},
+    ),
+    Reason.OPERATOR_HOLDS_BODIES: (
+        _IF.replace("z = If", "e = If")
+        .replace("OUTER", "y = Relu(c)")
+        .replace("INNER", "t = Neg(c)")
+        .replace("}> }", f"}}> z = BatchNormalization(e, {STATS}) }}"),
+        {},
+    ),
     Reason.CAPTURED_BY_SUBGRAPH: (
         _IF.replace("INNER", "t = Neg(c)").replace("OUTER", f"y = BatchNormalization(c, {STATS})"),
         {},

@@ -21,8 +21,9 @@ from bnfold.frontends.onnx_shapes import Shapes
 #: quantised.
 _COMPUTED = frozenset(
     """
-    Add Cast Concat ConstantOfShape Div Exp Expand Flatten Gather Identity Max Min Mul Neg Pow Range
-    Reciprocal ReduceProd Reshape Size Slice Sqrt Squeeze Sub Tile Transpose Unsqueeze
+    Add Cast Concat ConstantOfShape Div Exp Expand Flatten Gather Identity Max Min Mul Neg Pow Range Reciprocal
+    ReduceL2 ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape Size Slice Sqrt Squeeze Sub Tile Transpose
+    Unsqueeze
     """.split()
 )
 
@@ -31,18 +32,21 @@ _MAX_ELEMENTS = 1 << 24
 
 
 class Constants:
-    """The constants of one graph.
+    """The constants of one model, of its main graph and of the bodies of its control flow.
 
     Attributes:
         keep_overridable: Whether an initializer that is also a graph input counts as variable.
+        opset: The version of the standard operators.
     """
 
     def __init__(self, model: ir.Model, shapes: Shapes, *, keep_overridable: bool) -> None:
         self.keep_overridable = keep_overridable
         self._opsets = dict(model.opset_imports)
+        self.opset = self._opsets.get("", self._opsets.get("ai.onnx", 1))
         self._shapes = shapes
         self._inputs = {id(value) for value in model.graph.inputs}
-        self._computed: dict[int, npt.NDArray[Any] | None] = {}
+        self._entering = {id(value) for body in model.graph.subgraphs() for value in body.inputs}
+        self._computed: dict[ir.Value, npt.NDArray[Any] | None] = {}
 
     def array(self, value: ir.Value | None) -> npt.NDArray[Any] | None:
         """The constant, in its stored dtype; None if the value is absent, variable or overridable."""
@@ -50,11 +54,12 @@ class Constants:
             return None
         node = value.producer()
         if node is None:
-            return None if value.const_value is None else value.const_value.numpy()
-        if id(value) not in self._computed:
+            known = value.const_value is not None and id(value) not in self._entering
+            return value.const_value.numpy() if known and value.const_value is not None else None
+        if value not in self._computed:
             with np.errstate(all="ignore"):  # a constant that overflows is no news for the reader's terminal
-                self._computed[id(value)] = self._compute(node)
-        return self._computed[id(value)]
+                self._computed[value] = self._compute(node)
+        return self._computed[value]
 
     def overridable(self, value: ir.Value) -> bool:
         """Whether a caller may feed the initializer, and is to be left that right."""

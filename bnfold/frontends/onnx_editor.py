@@ -1,4 +1,4 @@
-"""Changes to an onnx_ir graph that never write a tensor that another node reads.
+"""Changes to an onnx_ir model that never write a tensor that another node reads.
 
 A folded constant is a new initializer under a new name; equal ones made from the same tensor are stored once. What
 nothing reads any more afterwards is removed, and only that.
@@ -36,29 +36,28 @@ class Replacement:
 
 
 class Editor:
-    """Edits one graph, and remembers what may have lost its last reader.
+    """Edits the graphs of one model, and remembers what may have lost its last reader.
+
+    A new constant belongs to the graph of the node that reads it.
 
     Attributes:
-        graph: The graph.
+        model: The model.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self._initializers_are_inputs = False
-        self._names = names_in(graph)
-        self._made: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        # Files of IR version 3 must list every initializer as a graph input too, which a body cannot.
+        self._initializers_are_inputs = model.ir_version < 4
+        self._names = names_in(model.graph)
+        self._made: dict[tuple[ir.Graph, str, bytes, tuple[int, ...]], ir.Value] = {}
         self._loose: list[ir.Value] = []
         self._replaced: dict[int, ir.Value] = {}
 
     @property
     def cloned_bytes(self) -> int:
         """Bytes of the replaced initializers that stay, because another node reads them; ask after `sweep`."""
-        stays = [v for v in self._replaced.values() if self.graph.initializers.get(v.name or "") is v]
+        stays = [v for v in self._replaced.values() if _stands_in(v) is not None]
         return sum(v.const_value.nbytes for v in stays if v.const_value is not None)
-
-    def initializers_are_inputs(self) -> None:
-        """From now on every new initializer is listed as a graph input too, as files of IR version 3 must."""
-        self._initializers_are_inputs = True
 
     def fresh(self, stem: str) -> str:
         """A name that nothing in the model has."""
@@ -80,9 +79,10 @@ class Editor:
         old = node.inputs[position] if position < len(node.inputs) else None
         array = round_once(values, dtype)
         name = stem or (old.name if old is not None else None) or f"{node.name or node.op_type}_constant"
-        key = (name, array.tobytes(), array.shape)
+        graph = self._home(node)
+        key = (graph, name, array.tobytes(), array.shape)
         if key not in self._made:
-            self._made[key] = self._initializer(self.fresh(f"{name}_folded"), array)
+            self._made[key] = self._initializer(graph, self.fresh(f"{name}_folded"), array)
         if position >= len(node.inputs):
             node.resize_inputs(position + 1)
         node.replace_input_with(position, self._made[key])
@@ -90,24 +90,29 @@ class Editor:
         if old is not None and old.is_initializer():
             self._replaced[id(old)] = old
 
-    def _initializer(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    def _home(self, node: ir.Node) -> ir.Graph:
+        """Where a new constant of `node` is stored."""
+        assert node.graph is not None
+        return self.model.graph if self._initializers_are_inputs else node.graph
+
+    def _initializer(self, graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
         tensor = ir.Tensor(array, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
+        graph.register_initializer(value)
         if self._initializers_are_inputs:
-            self.graph.inputs.append(value)
+            graph.inputs.append(value)
         return value
 
     def add_after(self, node: ir.Node, values: Float64Array, dtype: np.dtype[Any]) -> None:
         """Put `Add(output, values)` behind `node`; the sum takes the output's name, readers and place."""
         old = node.outputs[0]
         name = old.name or node.op_type
-        constant = self._initializer(self.fresh(f"{name}_bias"), round_once(values, dtype))
+        constant = self._initializer(self._home(node), self.fresh(f"{name}_bias"), round_once(values, dtype))
         total = ir.Value(name=name, shape=old.shape, type=old.type, doc_string=old.doc_string)
         old.replace_all_uses_with(total, replace_graph_outputs=True)
         old.name = self.fresh(f"{name}_folded")
         add = ir.Node("", "Add", [old, constant], outputs=[total], name=self.fresh(f"{node.name or name}_bias"))
-        self.graph.insert_after(node, add)
+        _graph_of(node).insert_after(node, add)
 
     def replace(self, node: ir.Node, chain: Sequence[Replacement], dtype: np.dtype[Any]) -> list[ir.Value]:
         """Put `chain` in the place of a BatchNorm; its end takes over the names of node and output, and the readers.
@@ -125,7 +130,7 @@ class Editor:
         value, last, made = node.inputs[0], node, list[ir.Value]()
         for part in chain:
             constants = [
-                self._initializer(self.fresh(f"{name}_{stem}"), round_once(values, dtype))
+                self._initializer(self._home(node), self.fresh(f"{name}_{stem}"), round_once(values, dtype))
                 for stem, values in part.constants.items()
             ]
             is_end = part is chain[-1]
@@ -133,15 +138,28 @@ class Editor:
             called = node.name if is_end and node.name else self.fresh(f"{node.name or name}_{part.stem}")
             out = ir.Value(name=own, shape=old.shape, type=old.type, doc_string=old.doc_string if is_end else None)
             new = ir.Node("", part.op_type, [value, *constants], part.attributes, outputs=[out], name=called)
-            self.graph.insert_after(last, new)
+            _graph_of(last).insert_after(last, new)
             made.append(out)
             value, last = out, new
         old.replace_all_uses_with(made[-1], replace_graph_outputs=True)
         old.name = None
-        self.graph.remove(node, safe=True)
+        _graph_of(node).remove(node, safe=True)
         for parameter in parameters:
             self.loosen(parameter)
         return made
+
+    def replace_by_constant(self, node: ir.Node, values: Float64Array, dtype: np.dtype[Any]) -> None:
+        """Put an initializer in the place of `node`; it takes over the first output's name and readers."""
+        old, parameters = node.outputs[0], [value for value in node.inputs if value is not None]
+        name, old.name = old.name or node.op_type, None
+        home = self._home(node)
+        # Outside its body the name may be that of another value.
+        own = name if home is node.graph else self.fresh(f"{name}_folded")
+        constant = self._initializer(home, own, round_once(values, dtype))
+        old.replace_all_uses_with(constant)
+        _graph_of(node).remove(node, safe=True)
+        for value in parameters:
+            self.loosen(value)
 
     def bypass(self, node: ir.Node, data: ir.Value, *, takes_name: bool) -> None:
         """Take `node` out: the readers of its output read `data`, which takes the output's name if it now equals it."""
@@ -149,7 +167,7 @@ class Editor:
         name, doc = out.name, out.doc_string if out.is_graph_output() else None
         out.replace_all_uses_with(data, replace_graph_outputs=True)
         others = [v for v in node.inputs if v is not None and v is not data]
-        self.graph.remove(node, safe=True)
+        _graph_of(node).remove(node, safe=True)
         for value in others:
             self.loosen(value)
         if takes_name:
@@ -172,20 +190,31 @@ class Editor:
             node = value.producer()
             if node is None:
                 dropped += self._drop_initializer(value)
-            elif node.graph is self.graph and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            elif node.graph is not None and not any(v.uses() or v.is_graph_output() for v in node.outputs):
                 self._loose.extend(v for v in node.inputs if v is not None)
-                self.graph.remove(node, safe=True)
+                node.graph.remove(node, safe=True)
         return dropped
 
     def _drop_initializer(self, value: ir.Value) -> list[str]:
-        name = value.name or ""
-        if self.graph.initializers.get(name) is not value:
+        name, graph = value.name or "", _stands_in(value)
+        if graph is None:
             return []
-        del self.graph.initializers[name]
-        positions = [i for i, v in enumerate(self.graph.inputs) if v is value]
+        del graph.initializers[name]
+        positions = [i for i, v in enumerate(graph.inputs) if v is value]
         for i in reversed(positions):
-            del self.graph.inputs[i]
+            del graph.inputs[i]
         return [name] * len(positions)
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    assert node.graph is not None
+    return node.graph
+
+
+def _stands_in(value: ir.Value) -> ir.Graph | None:
+    """The graph of which `value` is an initializer."""
+    graph = value.graph
+    return graph if graph is not None and graph.initializers.get(value.name or "") is value else None
 
 
 def names_in(graph: ir.Graph) -> set[str]:

@@ -1,6 +1,7 @@
-"""An ONNX model as a `FoldGraph`: operators as views, values by their names, uses as edges.
+"""The graphs of an ONNX model, each as a `FoldGraph`: operators as views, values by their names, uses as edges.
 
-A value that a control-flow body reads, and an output of the model, are uses that no rule can serve.
+A value that a control-flow body reads, and an output of the model, are uses that no rule can serve. In a body, what
+comes in and what goes out is such a value as well: nothing moves across the border of a body.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bnfold.frontends.onnx_linear import ConvSite, LinearSite
 from bnfold.frontends.onnx_read_linear import ReadLinear
 from bnfold.frontends.onnx_read_pointwise import constant_position
 from bnfold.frontends.onnx_readers import Reader, read
+from bnfold.frontends.onnx_scopes import Path, graph_at, values_of
 from bnfold.frontends.onnx_shapes import Shapes
 from bnfold.graph import Operator, Use, Value
 from bnfold.linear import LinearParams
@@ -39,19 +41,42 @@ from bnfold.window_views import Pad
 OLDEST_OPSET = 7
 
 
+def open_context(model: ir.Model, *, keep_overridable: bool = False) -> Context:
+    """What all graphs of a model share.
+
+    Raises:
+        ModelError: The model's operator set is older than 7, or a node lacks an input.
+    """
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", OLDEST_OPSET))
+    if opset < OLDEST_OPSET:
+        raise ModelError(
+            f"operator set {opset} is too old, the oldest that bnfold reads is {OLDEST_OPSET}",
+            remedy="convert the model with onnx.version_converter",
+        )
+    for graph in model.graphs():
+        _check_inputs(graph, opset)
+    shapes = Shapes(model)
+    constants = Constants(model, shapes, keep_overridable=keep_overridable)
+    return Context(shapes, constants, opset, frozenset(model.functions))
+
+
 class OnnxGraph:
-    """The main graph of a model, read-only.
+    """One graph of a model, read-only.
 
     Attributes:
         model: The model.
+        path: The way from the main graph, which is () itself, to this one.
+        graph: The graph.
         operators: All operators in topological order; a bias Add is part of its MatMul.
-        unreachable: BatchNorms in subgraphs and functions.
+        unreachable: Of the main graph: BatchNorms in functions.
         sites: Where the constants of each linear operator stand.
         nodes: The node of each operator (the first, for a MatMul with its Add).
 
     Args:
+        path: Which graph.
         keep_overridable: Whether initializers that are also graph inputs count as variable.
         readers: The caller's own readers, by domain ("" for the standard operators) and operator type.
+        context: What the graphs of the model share, if it is known already.
 
     Raises:
         ModelError: The model's operator set is older than 7, or a node lacks an input.
@@ -60,22 +85,17 @@ class OnnxGraph:
     def __init__(
         self,
         model: ir.Model,
+        path: Path = (),
         *,
         keep_overridable: bool = False,
         readers: Mapping[tuple[str, str], Reader] | None = None,
+        context: Context | None = None,
     ) -> None:
         self.model = model
+        self.path = path
+        self.graph = graph_at(model, path)
         self._readers = readers or {}
-        opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", OLDEST_OPSET))
-        if opset < OLDEST_OPSET:
-            raise ModelError(
-                f"operator set {opset} is too old, the oldest that bnfold reads is {OLDEST_OPSET}",
-                remedy="convert the model with onnx.version_converter",
-            )
-        _check_inputs(model, opset)
-        shapes = Shapes(model)
-        constants = Constants(model, shapes, keep_overridable=keep_overridable)
-        self.context = Context(shapes, constants, opset, frozenset(model.functions))
+        self.context = context or open_context(model, keep_overridable=keep_overridable)
         self.sites: dict[int, LinearSite] = {}
         self.nodes: list[ir.Node] = []
         self.operators: list[Operator] = []
@@ -88,7 +108,7 @@ class OnnxGraph:
             for position, value in enumerate(operator.inputs):
                 self._uses.setdefault(value, []).append(Use(operator, position))
         self._visible = dict(self._visible_values())
-        self.unreachable: Sequence[Kept] = tuple(_unreachable(model))
+        self.unreachable: Sequence[Kept] = () if path else tuple(_unreachable(model))
 
     def producer(self, value: Value) -> Operator | None:
         """The operator that computes `value`; None for an input of the model."""
@@ -128,7 +148,7 @@ class OnnxGraph:
     def _read_all(self) -> None:
         biases: set[int] = set()
         left = {name for name in marked(self.model, LEFT) if isinstance(name, str)}
-        for node in self.model.graph:
+        for node in self.graph:
             if id(node) in biases:
                 continue
             what = read(node, self.context, self._readers)
@@ -169,20 +189,26 @@ class OnnxGraph:
         return [first, *(v for v in rest if self.context.constants.array(v) is None)]
 
     def _visible_values(self) -> Iterator[tuple[Value, Refusal]]:
-        graph = self.model.graph
-        for value in ir.convenience.create_value_mapping(graph, include_subgraphs=False).values():
-            name = value.name or ""
-            if value.is_graph_output():
-                yield name, Refusal(Reason.IS_MODEL_OUTPUT, name)
-            elif any(use.node.graph is not graph for use in value.uses()):
-                yield name, Refusal(Reason.CAPTURED_BY_SUBGRAPH, name)
-            elif value.is_initializer() and not value.is_graph_input():
-                yield name, Refusal(Reason.IS_CONSTANT, name)
+        for name, value in values_of(self.graph).items():
+            if (reason := self._why_visible(value)) is not None:
+                yield name, Refusal(reason, name)
+
+    def _why_visible(self, value: ir.Value) -> Reason | None:
+        fixed = value.is_initializer() and not value.is_graph_input()
+        if value.graph is not self.graph or (self.path and value.is_graph_input()):
+            return (
+                Reason.IS_CONSTANT if fixed or self.context.constants.array(value) is not None else Reason.ENTERS_BODY
+            )
+        if value.is_graph_output():
+            return Reason.LEAVES_BODY if self.path else Reason.IS_MODEL_OUTPUT
+        if any(use.node.graph is not self.graph for use in value.uses()):
+            return Reason.CAPTURED_BY_SUBGRAPH
+        return Reason.IS_CONSTANT if fixed else None
 
 
-def _check_inputs(model: ir.Model, opset: int) -> None:
+def _check_inputs(graph: ir.Graph, opset: int) -> None:
     """Standard operators must have their inputs; nothing else about a node is promised to the readers."""
-    for node in model.graph:
+    for node in graph:
         if not is_standard(node) or not onnx.defs.has(node.op_type):
             continue
         try:
@@ -195,8 +221,6 @@ def _check_inputs(model: ir.Model, opset: int) -> None:
 
 
 def _unreachable(model: ir.Model) -> Iterator[Kept]:
-    for graph in model.graph.subgraphs():
-        yield from _kept_in(graph, Reason.INSIDE_SUBGRAPH, graph.name or "a body")
     for function in model.functions.values():
         for inner in (function.graph, *function.graph.subgraphs()):
             yield from _kept_in(inner, Reason.INSIDE_FUNCTION, f"{function.domain}.{function.name}")

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
-from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from bnfold.errors import BnfoldError, DataError, ModelError
+from bnfold.frontends.onnx_inline import calls, write_out
 from bnfold.frontends.onnx_kernels import KERNELS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -68,39 +69,17 @@ def inlined(model: ModelProto) -> ModelProto:
     """A copy of `model` without model-local functions; names of the main graph stay.
 
     Raises:
-        ModelError: A function cannot be inlined: it calls itself, or its opset differs from the model's.
+        ModelError: A function cannot be inlined: it calls itself, or an operator of it means another operator set.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
     if not model.functions:
+        copy = ModelProto()
+        copy.CopyFrom(model)
         return copy
-    _write_out_defaults(copy)
-    # The inliner serialises the model, which must stay below 2 GiB: the weights wait outside.
-    weights = list(copy.graph.initializer)
-    copy.graph.ClearField("initializer")
-    inlined = inline_local_functions(copy)
-    inlined.graph.initializer.extend(weights)
-    left = {node.op_type for node in inlined.graph.node} & {f.name for f in inlined.functions}
-    if inlined.functions and left:
-        raise ModelError("a model-local function cannot be inlined", where=sorted(left)[0])
-    return inlined
-
-
-def _write_out_defaults(model: ModelProto) -> None:
-    """Gives every call of a function the attribute defaults that the function declares: the inliner forgets them."""
-    defaults = {(f.domain, f.name): list(f.attribute_proto) for f in model.functions}
-    bodies: list[Iterable[NodeProto]] = [model.graph.node, *(f.node for f in model.functions)]
-    for body in bodies:
-        for node in _with_inner(body):
-            written = {a.name for a in node.attribute}
-            node.attribute.extend(a for a in defaults.get((node.domain, node.op_type), ()) if a.name not in written)
-
-
-def _with_inner(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for body in _bodies(node):
-            yield from _with_inner(body.node)
+    whole = ir.from_proto(model)
+    write_out(whole)
+    for call in calls(whole):
+        raise ModelError("a model-local function cannot be inlined", where=call.op_type)
+    return ir.to_proto(whole)
 
 
 def _bodies(node: NodeProto) -> list[GraphProto]:

@@ -7,15 +7,14 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from bnfold.decision import Decision
-from bnfold.folding import plan
-from bnfold.frontends.onnx_graph import OnnxGraph
-from bnfold.frontends.onnx_write import record, write
+from bnfold.frontends.onnx_fold import Settings, plan_model
 
 
 class FoldBatchNormPass(ir.passes.InPlacePass):
-    """Folds every BatchNorm of the main graph that exact arithmetic allows, in place and without verification.
+    """Folds every BatchNorm that exact arithmetic allows, in place and without verification.
 
-    1. A BatchNorm with a legal route is folded; so is a constant per-channel Mul-Add chain.
+    1. A BatchNorm with a legal route is folded, in bodies and functions too; so is a constant per-channel Mul-Add
+       chain.
     2. Any other is left as it is; `decisions` says why.
     3. A model without a fold is left unchanged, byte for byte.
 
@@ -33,9 +32,8 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold `model` in place."""
-        graph = OnnxGraph(model, keep_overridable=self.keep_overridable)
-        planned = plan(graph, self.wanted)
-        write(graph, planned)
-        record(model, planned, ())
+        planned = plan_model(model, Settings(self.wanted, self.keep_overridable))
+        planned.write()
+        planned.record(())
         self.decisions = planned.decisions
-        return ir.passes.PassResult(model, modified=bool(planned.bench.folds))
+        return ir.passes.PassResult(model, modified=planned.changes)

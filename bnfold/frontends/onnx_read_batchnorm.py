@@ -44,10 +44,15 @@ def read_batchnorm(node: ir.Node, context: Context) -> BatchNorm | Barrier:
     return _view(node, known)
 
 
+def trains(node: ir.Node, version: int) -> bool:
+    """Whether the node normalises by the statistics of its own input, in operator set `version`."""
+    if version >= 14:
+        return int_attr(node, "training_mode", 0) == 1
+    return int_attr(node, "is_test", 1) == 0 or any(is_present(v) for v in node.outputs[1:])
+
+
 def _refuse_mode(node: ir.Node, context: Context) -> Refusal | None:
-    version = context.version(node)
-    trains = int_attr(node, "training_mode", 0) == 1 if version >= 14 else int_attr(node, "is_test", 1) == 0
-    if trains or any(is_present(v) for v in node.outputs[1:]):
+    if trains(node, context.version(node)) or any(is_present(v) for v in node.outputs[1:]):
         return Refusal(Reason.NORMALISES_BY_BATCH_STATISTICS, name_of(node))
     if int_attr(node, "spatial", 1) == 0:
         return Refusal(Reason.NORMALISES_PER_ELEMENT, name_of(node))

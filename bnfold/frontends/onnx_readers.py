@@ -15,6 +15,7 @@ from bnfold.frontends import onnx_read_windows as windows
 from bnfold.frontends.onnx_context import Context, barrier, is_standard
 from bnfold.frontends.onnx_read_batchnorm import read_batchnorm
 from bnfold.frontends.onnx_read_linear import ReadLinear, read_conv, read_gemm, read_matmul
+from bnfold.frontends.onnx_scopes import bodies
 from bnfold.views import Barrier, View
 
 #: Turns a node into a view; it may look around, and changes nothing.
@@ -89,5 +90,10 @@ def read(node: ir.Node, context: Context, own: Mapping[tuple[str, str], Reader])
         return LINEAR[node.op_type](node, context)
     if node.op_type in READERS:
         return READERS[node.op_type](node, context)
-    reason = Reason.OPERATOR_IS_NOT_LINEAR if node.op_type in _NOT_LINEAR else Reason.OPERATOR_HAS_NO_RULE
-    return barrier(node, reason, node.op_type)
+    return barrier(node, _why_no_rule(node), node.op_type)
+
+
+def _why_no_rule(node: ir.Node) -> Reason:
+    if any(True for _ in bodies(node)):
+        return Reason.OPERATOR_HOLDS_BODIES
+    return Reason.OPERATOR_IS_NOT_LINEAR if node.op_type in _NOT_LINEAR else Reason.OPERATOR_HAS_NO_RULE

@@ -16,23 +16,33 @@ from bnfold.frontends.onnx_constants import Constants
 from bnfold.frontends.onnx_context import is_float
 from bnfold.frontends.onnx_files import in_memory
 from bnfold.frontends.onnx_kernels_run import inlined
+from bnfold.frontends.onnx_scopes import Path, graph_at, proto_at, values_of
 from bnfold.frontends.onnx_shapes import Shapes
 
 
 class Cutter:
-    """One model, ready to be cut; its functions are inlined."""
+    """One graph of a model, ready to be cut; the model's functions are inlined.
 
-    def __init__(self, model: ir.Model) -> None:
-        proto = in_memory(model)
-        self._model = inlined(proto) if proto.functions else proto
-        shapes = Shapes(model)
-        known = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
-        self._dtypes = {name: shapes.dtype(value) for name, value in known.items()}
-        graph = self._model.graph
-        self._places = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self._constants = Constants(model, shapes, keep_overridable=False)
-        self._values = known
+    Values of the graphs around a body are inputs of the cut, or initializers where they are constant.
+    """
+
+    def __init__(self, model: ir.Model, path: Path = (), *, of: Cutter | None = None) -> None:
+        """Prepare the graph that `path` leads to; `of` is a cutter of the same model, which has done most of it."""
+        self.model = model
+        self.path = path
+        self._model: onnx.ModelProto = of._model if of else _whole(model)
+        self._shapes: Shapes = of._shapes if of else Shapes(model)
+        shapes = self._shapes
+        self._constants: Constants = of._constants if of else Constants(model, shapes, keep_overridable=False)
+        self._values = values_of(graph_at(model, path))
+        self._dtypes = {name: shapes.dtype(value) for name, value in self._values.items()}
+        self._nodes = list(proto_at(self._model.graph, path).node)
+        self._places = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
+        self._initializers = {tensor.name: tensor for tensor in proto_at(self._model.graph, path).initializer}
+
+    def at(self, path: Path) -> Cutter:
+        """The same for another graph of the model."""
+        return Cutter(self.model, path, of=self) if path else self
 
     def is_float(self, name: str) -> bool:
         """Whether `name` is a floating-point value; a mask beside it holds no rounding that could be bounded."""
@@ -43,7 +53,7 @@ class Cutter:
         wanted = list(outputs)
         ends = {name for name in inputs if self.is_float(name)}
         free, places, tensors, asked = self._walk(wanted, ends)
-        computed = {name for i in places for name in self._model.graph.node[i].output}
+        computed = {name for i in places for name in self._nodes[i].output}
         free |= {name for name in asked if name not in computed and name not in self._initializers}
         tensors |= {name for name in asked if name in self._initializers}
         return self._assemble(sorted(places), sorted(free), sorted(tensors), wanted)
@@ -65,7 +75,7 @@ class Cutter:
                 free.add(name)
             else:
                 places.add(self._places[name])
-                node = self._model.graph.node[self._places[name]]
+                node = self._nodes[self._places[name]]
                 (asked.update if _asks_for_shape(node) else pending.extend)(node.input)
         return free, places, tensors, asked
 
@@ -77,7 +87,7 @@ class Cutter:
         return name in self._initializers
 
     def _assemble(self, places: list[int], free: list[str], tensors: list[str], outputs: list[str]) -> onnx.ModelProto:
-        nodes = [self._model.graph.node[i] for i in places]
+        nodes = [self._nodes[i] for i in places]
         graph = onnx.helper.make_graph(
             nodes,
             "region",
@@ -92,6 +102,11 @@ class Cutter:
         dtype = self._dtypes.get(name)
         kind = onnx.TensorProto.FLOAT if dtype is None else onnx.helper.np_dtype_to_tensor_dtype(dtype)
         return onnx.helper.make_tensor_value_info(name, kind, None)
+
+
+def _whole(model: ir.Model) -> onnx.ModelProto:
+    proto = in_memory(model)
+    return inlined(proto) if proto.functions else proto
 
 
 def _asks_for_shape(node: onnx.NodeProto) -> bool:

@@ -1,47 +1,64 @@
 """Shapes and dtypes of every value, inferred afresh: recorded value_info may be stale, and proves nothing.
 
-Sizes that the model leaves anonymous at its inputs get a symbol each, so that inference can follow them.
+Sizes that the model leaves anonymous at its inputs get a symbol each, so that inference can follow them; what enters a
+body gets symbols of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from bnfold.frontends.onnx_body_shapes import anonymous, bring_in_constants, doubt, enter_bodies
+from bnfold.frontends.onnx_scopes import own_values, rename_alone, values_of
 from bnfold.graph import Shape
+
+#: Bodies nested deeper than this are not followed.
+_DEPTH = 8
 
 
 class Shapes:
-    """What is known about the values of one model's main graph, by name."""
+    """What is known about the values of one model, in its main graph and in the bodies of its control flow."""
 
     def __init__(self, model: ir.Model, sizes: Mapping[str, tuple[int, ...]] | None = None) -> None:
-        """Infer; `sizes` are shapes to assume for inputs, by name."""
+        """Infer; `sizes` are shapes to assume for inputs, by name, and then for what enters a body first."""
         probe = model.clone()
+        self._values = dict(_pairs(model, probe))
+        bring_in_constants(probe)
+        _tell_apart(probe)
         for i, value in enumerate(probe.graph.inputs):
             given = (sizes or {}).get(value.name or "")
-            value.shape = _named(value.shape, i) if given is None else ir.Shape(given)
+            value.shape = _named(value.shape, f"input{i}") if given is None else ir.Shape(given)
+        for k, body in enumerate(probe.graph.subgraphs()):
+            for i, value in enumerate(body.inputs):
+                # One round of a loop may see another size than the next, or than a symbol means outside.
+                value.shape = None if value.shape is None else anonymous(value.shape, f"body{k}_input{i}")
         _infer(probe)
-        self._values = {
-            v.name: v for v in ir.convenience.create_value_mapping(probe.graph, include_subgraphs=False).values()
-        }
-        self._shapes = {name: _shape(v) for name, v in self._values.items()}
+        for _ in range(_DEPTH):
+            if not enter_bodies(probe, fixed=sizes is not None):
+                break
+            _infer(probe)
+        while sizes is None and doubt(probe):
+            _infer(probe)
+        self._main = values_of(model.graph)
 
     def shape(self, value: ir.Value | None) -> Shape | None:
         """Sizes, symbols (equal symbols are equal sizes) and unknowns; None if the rank is unknown."""
-        return None if value is None else self._shapes.get(value.name)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all values."""
-        return tuple(name for name in self._shapes if name is not None)
+        known = None if value is None else self._values.get(value)
+        return None if known is None else _shape(known)
 
     def by_name(self, name: str) -> Shape | None:
-        """As `shape`, for the value called `name`."""
-        return self._shapes.get(name)
+        """As `shape`, for the value of the main graph called `name`."""
+        return self.shape(self._main.get(name))
+
+    def named(self, graph: ir.Graph) -> dict[str, Shape]:
+        """The shapes that are known of the values that `graph` computes or reads, by name."""
+        found = ((name, self.shape(value)) for name, value in values_of(graph).items())
+        return {name: shape for name, shape in found if shape is not None}
 
     def rank(self, value: ir.Value | None) -> int | None:
         """The number of axes; None if unknown."""
@@ -50,7 +67,7 @@ class Shapes:
 
     def dtype(self, value: ir.Value | None) -> np.dtype[Any] | None:
         """The NumPy (or ml_dtypes) dtype; None if unknown or not a tensor's."""
-        known = None if value is None else self._values.get(value.name)
+        known = None if value is None else self._values.get(value)
         if known is None or known.dtype is None:
             return None
         return known.dtype.numpy() if known.dtype in _NUMERIC else None
@@ -114,10 +131,29 @@ def _forget(model: ir.Model) -> None:
                     value.type = None
 
 
-def _named(shape: ir.Shape | None, index: int) -> ir.Shape | None:
+def _named(shape: ir.Shape | None, stem: str) -> ir.Shape | None:
     if shape is None:
         return None
-    return ir.Shape([d if _is_known(d) else f"bnfold_input{index}_axis{k}" for k, d in enumerate(shape)])
+    return ir.Shape([d if _is_known(d) else f"bnfold_{stem}_axis{k}" for k, d in enumerate(shape)])
+
+
+def _pairs(model: ir.Model, clone: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Every value of the model with the one that stands in its place in the clone."""
+    for graph, twin in zip(model.graphs(), clone.graphs(), strict=True):
+        yield from zip(graph.inputs, twin.inputs, strict=True)
+        yield from zip(graph.initializers.values(), twin.initializers.values(), strict=True)
+        for node, other in zip(graph, twin, strict=True):
+            yield from zip(node.outputs, other.outputs, strict=True)
+
+
+def _tell_apart(model: ir.Model) -> None:
+    """Give every value of a body a name of its own: bodies beside each other may use the same ones."""
+    taken: set[str] = set()
+    for k, graph in enumerate(model.graphs()):
+        for value in own_values(graph):
+            if value.name in taken:
+                rename_alone(value, f"bnfold_body{k}_{value.name}")
+            taken.update([value.name] if value.name else [])
 
 
 def _is_known(dim: int | ir.SymbolicDim) -> bool:

@@ -7,6 +7,7 @@ meaning changed gets a new name, so that equal names before and after mean equal
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,12 @@ import onnx_ir as ir
 
 from bnfold.bench import Bench
 from bnfold.changes import Change, Merge
+from bnfold.decision import Direction, Folded
 from bnfold.folding import FoldPlan
 from bnfold.frontends.onnx_context import LEFT, marked
 from bnfold.frontends.onnx_editor import Editor, Replacement
 from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.frontends.onnx_scopes import values_of
 from bnfold.graph import Operator, PlacedAffine
 from bnfold.leftover_forms import Leftover, Part
 from bnfold.views import BatchNorm, ConstantOperand
@@ -52,15 +55,36 @@ def write(graph: OnnxGraph, plan: FoldPlan) -> Written:
     A plan without a fold changes nothing. What is left of BatchNorms is named in the metadata, so that it is not taken
     for a BatchNorm in disguise when the result is folded again, without the statistics to judge it by.
     """
-    if not plan.bench.folds and not plan.leftovers:
+    return write_all([(graph, plan)])
+
+
+def write_all(plans: Sequence[tuple[OnnxGraph, FoldPlan]]) -> Written:
+    """As `write`, for graphs of one model and what is planned for each."""
+    changing = [(graph, plan) for graph, plan in plans if plan.bench.folds or plan.leftovers]
+    if not changing:
         return Written((), 0)
-    editor = Editor(graph.model.graph)
-    if graph.model.ir_version < 4:
-        editor.initializers_are_inputs()
-    positions = {index: graph.constant_position(graph.operators[index]) for index in _constant_operands(plan)}
-    values = {
-        v.name: v for v in ir.convenience.create_value_mapping(graph.model.graph, include_subgraphs=False).values()
-    }
+    model = changing[0][0].model
+    editor = Editor(model)
+    positions = [_positions(graph, plan) for graph, plan in changing]
+    left = list[ir.Value]()
+    for (graph, plan), places in zip(changing, positions, strict=True):
+        left += _write_one(graph, plan, places, editor)
+    if left:
+        names = dict.fromkeys([*map(str, marked(model, LEFT)), *(value.name for value in left)])
+        model.metadata_props[LEFT] = json.dumps(list(names))
+    return Written(tuple(editor.sweep()), editor.cloned_bytes)
+
+
+def _positions(graph: OnnxGraph, plan: FoldPlan) -> dict[int, int]:
+    """Where constant operands stand, which must be known after the graphs have changed under the reader."""
+    operators = graph.operators
+    touched = {*plan.bench.removed, *plan.bench.constants, *_replaced(plan)}
+    return {i: graph.constant_position(operators[i]) for i in touched if isinstance(operators[i].view, ConstantOperand)}
+
+
+def _write_one(graph: OnnxGraph, plan: FoldPlan, positions: dict[int, int], editor: Editor) -> list[ir.Value]:
+    """Change one graph; returns what the operators that are left of BatchNorms compute."""
+    values = values_of(graph.graph)
     for fold in plan.bench.folds:
         _rename(fold, values, editor)
         if isinstance(fold, Merge):
@@ -69,18 +93,7 @@ def write(graph: OnnxGraph, plan: FoldPlan) -> Written:
             for operator in fold.source.operators:
                 _take_out(graph, operator, positions, editor, takes_name=fold.direction == "pull")
     _store(graph, plan, positions, editor)
-    left = [value for leftover in plan.leftovers for value in _leave(graph, leftover, positions, editor)]
-    if left:
-        names = dict.fromkeys([*map(str, marked(graph.model, LEFT)), *(value.name for value in left)])
-        graph.model.metadata_props[LEFT] = json.dumps(list(names))
-    return Written(tuple(editor.sweep()), editor.cloned_bytes)
-
-
-def _constant_operands(plan: FoldPlan) -> list[int]:
-    """Operators whose constant's position must be known after the graph has changed under the reader."""
-    operators = plan.bench.graph.operators
-    touched = {*plan.bench.removed, *plan.bench.constants, *_replaced(plan)}
-    return [i for i in touched if isinstance(operators[i].view, ConstantOperand)]
+    return [value for leftover in plan.leftovers for value in _leave(graph, leftover, positions, editor)]
 
 
 def _drop_sums(graph: OnnxGraph, merge: Merge, editor: Editor) -> None:
@@ -94,7 +107,7 @@ def _drop_sums(graph: OnnxGraph, merge: Merge, editor: Editor) -> None:
             editor.bypass(last, data, takes_name=operator.index in merge.renames)
 
 
-def _rename(fold: Change, values: dict[str | None, ir.Value], editor: Editor) -> None:
+def _rename(fold: Change, values: dict[str, ir.Value], editor: Editor) -> None:
     for name in sorted(fold.values):
         value = values[name]
         value.name = editor.fresh(f"{name}_folded")
@@ -175,18 +188,25 @@ def _store_constant(graph: OnnxGraph, bench: Bench, index: int, positions: dict[
             editor.set_constant(node, 2, value, dtype)
 
 
-def record(model: ir.Model, plan: FoldPlan, providers: tuple[str, ...]) -> None:
+def record(model: ir.Model, evaluated: Sequence[Folded], plans: Sequence[FoldPlan], providers: tuple[str, ...]) -> None:
     """Say in the model's metadata what was folded and where the result was verified; nothing folded, nothing said."""
-    if not plan.bench.folds and not plan.leftovers:
-        return
-    entries: list[dict[str, object]] = [
-        {
-            "batchnorms": [s.name for s in fold.subjects],
-            "direction": "merge" if isinstance(fold, Merge) else fold.direction,
-            "into": [op.name for op in ((fold.into,) if isinstance(fold, Merge) else fold.into)],
-        }
-        for fold in plan.bench.folds
-    ]
-    entries += [{"batchnorms": [s.name for s in left.source.subjects], "left": left.kind} for left in plan.leftovers]
-    model.metadata_props["bnfold.folds"] = json.dumps([*marked(model, "bnfold.folds"), *entries])
-    model.metadata_props["bnfold.verified"] = ", ".join(providers) or "no"
+    entries = [_entry([d.subject.name], d.direction, d.into) for d in evaluated]
+    for plan in plans:
+        entries += [_of_change(change) for change in plan.bench.folds]
+        entries += [
+            {"batchnorms": [s.name for s in left.source.subjects], "left": left.kind} for left in plan.leftovers
+        ]
+    if entries:
+        model.metadata_props["bnfold.folds"] = json.dumps([*marked(model, "bnfold.folds"), *entries])
+        model.metadata_props["bnfold.verified"] = ", ".join(providers) or "no"
+
+
+def _of_change(change: Change) -> dict[str, object]:
+    names = [subject.name for subject in change.subjects]
+    if isinstance(change, Merge):
+        return _entry(names, "merge", [change.into.name])
+    return _entry(names, change.direction, [operator.name for operator in change.into])
+
+
+def _entry(batchnorms: Sequence[str], direction: Direction | None, into: Sequence[str]) -> dict[str, object]:
+    return {"batchnorms": list(batchnorms), "direction": direction, "into": list(into)}

@@ -8,8 +8,8 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
     decisions       a list in topological order, of
         kind            "folded", "reduced" or "kept"
         subject         {name, kind, channels, is_batchnorm}; channels is 0 when unknown
-        direction       "pull" (into producers), "push" (into consumers), "merge" (with parallel branches); null when
-                        kept, or only rewritten in place
+        direction       "pull" (into producers), "push" (into consumers), "merge" (with parallel branches), "evaluate"
+                        (it normalises a constant, so it is computed once); null when kept, or only rewritten in place
         into, through   names of the operators that absorbed it, and of those that it passed
         to              what is left of it, joined by "-"; null unless reduced
         reasons         a list of {reason, clause, where, detail}, reason the name of a `Reason`; empty when folded

@@ -13,8 +13,8 @@ class Size:
     """How large a model is.
 
     Attributes:
-        nodes: Operators in the main graph.
-        batchnorms: BatchNormalization operators, in bodies and functions too.
+        nodes: Operators, those of bodies among them, and those of a function once for each call of it.
+        batchnorms: BatchNormalization operators among them.
         bytes: Bytes of all initializers.
     """
 
