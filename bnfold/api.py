@@ -29,6 +29,7 @@ from bnfold.localcheck import LocalCheck, local_check
 from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
 from bnfold.report.model import Report, Size
+from bnfold.requantising import rounded_biases
 from bnfold.runtime import require
 from bnfold.verification import Verification
 
@@ -97,7 +98,8 @@ def inspect(  # noqa: PLR0913
     original, notes = _prepared(given, simplify, keep_overridable)
     graph = OnnxGraph(original, keep_overridable=keep_overridable, readers=readers)
     planned = leave(plan(graph, _selection(only, keep), reduces=reduce, merges=merge), form)
-    return Report(name, planned.decisions, _size(original), notes=notes + _merges(planned))
+    notes += _merges(planned) + tuple(rounded_biases(planned.bench))
+    return Report(name, planned.decisions, _size(original), notes=notes)
 
 
 def fold(  # noqa: PLR0913
@@ -148,8 +150,8 @@ def fold(  # noqa: PLR0913
     folded = original.clone()
     graph = OnnxGraph(folded, keep_overridable=keep_overridable, readers=readers)
     planned = leave(plan(graph, _selection(only, keep), reduces=reduce, merges=merge), form)
+    notes += _merges(planned) + tuple(rounded_biases(planned.bench))
     written = write(graph, planned)
-    notes += _merges(planned)
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
     report = Report(name, planned.decisions, _size(original), _size(folded), notes=notes)
