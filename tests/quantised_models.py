@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_models import proto
+from onnx_models import PARAMETERS, STATS, proto
 
 import bnfold
+from bnfold.rounding import integer_range
 from bnfold.runtime import open_session
 
 Array = np.ndarray[Any, Any]
@@ -90,3 +91,27 @@ def deployed(model: onnx.ModelProto | ir.Model, feeds: Mapping[str, Array], *, o
     given = proto(model) if isinstance(model, ir.Model) else model
     name = given.graph.output[0].name
     return np.asarray(open_session(given, "cpu", optimised=optimised).run([name], feeds)[name])
+
+
+def spread_codes(shape: tuple[int, ...], kind: str = "int8", symmetric: bool = True, seed: int = 0) -> Any:
+    """Codes over the whole range of the dtype in every channel; symmetric ones leave out the smallest of it."""
+    low, high = _range(kind)
+    low += symmetric and low < 0
+    codes = np.random.default_rng(seed).integers(low, high + 1, shape)
+    codes.reshape(shape[0], -1)[:, :2] = [high, low][: codes[:1].size]
+    return codes
+
+
+def _range(kind: str) -> tuple[int, int]:
+    limits = integer_range(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.DataType.Value(kind.upper())))
+    assert limits is not None
+    return limits
+
+
+def quantised_conv(
+    kind: str = "int8", dequantize: str = "(q, s, z)", grid: str = "", conv: str = "", weight: str = "4,3,3,3"
+) -> str:
+    """DequantizeLinear -> Conv -> BatchNorm; `grid` is the shape of scale and zero point."""
+    return f"""(float[N,3,9,9] x) => (float[A,B,C,D] y)
+        <{kind}[{weight}] q, float{grid} s, {kind}{grid} z, {PARAMETERS}>
+        {{ w = DequantizeLinear {dequantize} c = Conv {conv} (x, w) y = BatchNormalization(c, {STATS}) }}"""
