@@ -28,6 +28,7 @@ from bnfold.localcheck import LocalCheck, local_check
 from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
 from bnfold.report.model import Report, Size
+from bnfold.requantising import rounded_biases
 from bnfold.runtime import require
 from bnfold.verification import Verification
 
@@ -97,7 +98,7 @@ def inspect(  # noqa: PLR0913
     original, notes = _prepared(given, simplify, keep_overridable)
     settings = Settings(_selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
-    return Report(name, planned.decisions, _size(original), notes=notes + _merges(planned))
+    return Report(name, planned.decisions, _size(original), notes=notes + _merges(planned) + _roundings(planned))
 
 
 def fold(  # noqa: PLR0913
@@ -149,8 +150,8 @@ def fold(  # noqa: PLR0913
     settings = Settings(_selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(folded, settings)
     spans = [graph.spans() for graph, _ in planned.parts]
+    notes += _merges(planned) + _roundings(planned)
     written = planned.write()
-    notes += _merges(planned)
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
     report = Report(name, planned.decisions, _size(original), _size(folded), notes=notes)
@@ -202,6 +203,11 @@ def _merges(planned: ModelPlan) -> tuple[str, ...]:
     row = sum(merge.is_in_a_row for _, merge in merges)
     notes = [f"parallel branches become one operator in {parallel} places"] if parallel else []
     return (*notes, *([f"operators in a row become one in {row} places"] if row else []))
+
+
+def _roundings(planned: ModelPlan) -> tuple[str, ...]:
+    """What quantised biases lose, for the report."""
+    return tuple(note for _, part in planned.parts for note in rounded_biases(part.bench))
 
 
 def _selection(only: str | None, keep: str | None) -> Callable[[str], bool]:

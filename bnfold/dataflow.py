@@ -123,6 +123,26 @@ def last_before(graph: onnx.GraphProto, name: str, wanted: frozenset[str]) -> tu
     return tuple(found)
 
 
+def computed_alike(before: onnx.GraphProto, after: onnx.GraphProto, name: str) -> bool:
+    """Whether both graphs compute `name` by the same nodes from the same constants and inputs, bit for bit."""
+    tensors = [{tensor.name: tensor for tensor in graph.initializer} for graph in (before, after)]
+    nodes = [{output: node for node in graph.node for output in node.output} for graph in (before, after)]
+    frontier, seen = [name], {name}
+    while frontier:
+        read = frontier.pop()
+        if read in tensors[0] or read in tensors[1]:
+            alike = tensors[0].get(read) == tensors[1].get(read)
+        elif read in nodes[0] or read in nodes[1]:
+            alike = nodes[0].get(read) == nodes[1].get(read)
+            further = set(node_reads(nodes[0][read])) - seen if alike else set()
+            frontier, seen = [*frontier, *further], seen | further
+        else:
+            alike = True  # an input: both are fed the same
+        if not alike:
+            return False
+    return True
+
+
 def floating_nodes(model: onnx.ModelProto) -> frozenset[str]:
     """Names of the nodes that read or write floating-point numbers computed from the inputs (unnamed ones excepted)."""
     types = infer_types(model)

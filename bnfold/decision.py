@@ -62,8 +62,22 @@ class Reason(Enum):
     OPERATOR_IS_UNKNOWN = "bnfold does not know the operator"
     #: Conv or MatMul of two variables; a bias computed at run time.
     WEIGHTS_NOT_CONSTANT = "the operator's weights or bias are computed at run time"
-    #: DequantizeLinear -> linear.
-    WEIGHTS_ARE_QUANTISED = "the operator's weights are quantised, which is not folded yet"
+    #: A bias of 8 bits, a scale that is no float, DequantizeLinear behind an operator that computes.
+    WEIGHTS_ARE_QUANTISED = "the operator's weights or bias are quantised in a form that bnfold does not read"
+    #: One scale per tensor before operator set 13; factors that differ along another axis than the scales do.
+    QUANTISATION_IS_TOO_COARSE = "the quantised weights share a scale where the fold needs different ones"
+    #: A negative scale on a channel that uses the whole range of its integers.
+    SIGN_DOES_NOT_FIT_INTEGERS = (
+        "a channel's quantised weights would change their sign, which their integers do not fit"
+    )
+    #: An int32 bias whose new scale, input scale times weight scale, is not known.
+    BIAS_STEP_NOT_KNOWN = "the scale that the quantised bias would need is not known"
+    #: An int32 bias that its new scale is too small for.
+    QUANTISED_BIAS_OVERFLOWS = "the quantised bias would not fit 32 bits"
+    #: QuantizeLinear, DynamicQuantizeLinear, and the DequantizeLinear behind them.
+    ROUNDED_TO_A_GRID = "the value is rounded to a quantisation grid, which the affine would move"
+    #: QLinearConv, QLinearMatMul, ConvInteger, MatMulInteger.
+    COMPUTES_IN_INTEGERS = "the operator computes with integers, which an affine would have to be rounded to"
     #: The operator adds up entries of the axis that the affine lives on.
     OPERATOR_MIXES_CHANNELS = "the operator works across the axis that the affine lives on"
     #: A shape is unknown, or the axis cannot be followed.
@@ -107,6 +121,8 @@ REMEDIES: dict[Reason, str] = {
     Reason.OVERFLOWS_DTYPE: "convert the model to float32 first",
     Reason.UNDERFLOWS_DTYPE: "convert the model to float32 first",
     Reason.ACTIVATIONS_MIGHT_OVERFLOW: "convert the model to float32 first",
+    Reason.ROUNDED_TO_A_GRID: "quantise the model without a QuantizeLinear beside the BatchNorm, or fold it first",
+    Reason.COMPUTES_IN_INTEGERS: "fold before the model is quantised",
     Reason.SHIFT_MEETS_PADDING: "train with padding by reflection or without padding",
     Reason.WEIGHTS_NOT_CONSTANT: "try --simplify, which evaluates what is constant",
 }

@@ -1,7 +1,8 @@
 """Why an exact route is not taken after all: range, conditioning and cost.
 
-Range: a folded number must fit the stored dtype. Conditioning: a shift that moves past a linear operator is added
-after `W*x` instead of before; with `|mean| / sqrt(var + epsilon) > 8` in a channel the cancellation costs accuracy.
+Range: a folded number must fit the stored dtype, and where that is quantised, its scales and integers. Conditioning: a
+shift that moves past a linear operator is added after `W*x` instead of before; with `|mean| / sqrt(var + epsilon) > 8`
+in a channel the cancellation costs accuracy.
 Cost: an added Add costs as much as a BatchNorm (onnxruntime 1.31 on a CPU: 1.02 to 1.6 times).
 """
 
@@ -15,6 +16,7 @@ from bnfold.affine import Float64Array
 from bnfold.bench import Bench
 from bnfold.decision import Reason, Refusal
 from bnfold.graph import AbsorbInput, AbsorbOutput, Edit, Operator, SetAffine, SetConstant
+from bnfold.requantising import requantised
 from bnfold.rounding import largest, smallest_subnormal
 from bnfold.routes import Route
 from bnfold.sources import Source
@@ -38,6 +40,7 @@ def objection(bench: Bench, source: Source, route: Route) -> Refusal | None:
         _conditioning(source, route)
         or _cost(bench, source, route)
         or next((r for edit in route.edits if (r := _range(bench, edit)) is not None), None)
+        or _quantised(bench, route)
         or _activations(source, route)
     )
 
@@ -89,6 +92,16 @@ def _params_range(bench: Bench, edit: AbsorbInput | AbsorbOutput, dtype: np.dtyp
         return refusal
     at_output = isinstance(edit, AbsorbOutput)
     return _underflow(edit.operator, dtype, *(p.per_output() if at_output else p.per_input() for p in (old, new)))
+
+
+def _quantised(bench: Bench, route: Route) -> Refusal | None:
+    """What quantised weights cannot take; all that the route asks of one operator is asked together."""
+    edits = [edit for edit in route.edits if isinstance(edit, AbsorbInput | AbsorbOutput)]
+    for operator in {edit.operator.index: edit.operator for edit in edits}.values():
+        asked = tuple(edit for edit in edits if edit.operator.index == operator.index)
+        if isinstance(found := requantised(bench, operator, asked), Refusal):
+            return found
+    return None
 
 
 def _underflow(operator: Operator, dtype: np.dtype[Any], before: Float64Array, after: Float64Array) -> Refusal | None:

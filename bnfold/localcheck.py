@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.affine import Float64Array
+from bnfold.dataflow import FLOATS
 from bnfold.errors import BnfoldError
 from bnfold.folding import FoldPlan
 from bnfold.frontends.onnx_float64 import in_float64
@@ -24,7 +25,7 @@ from bnfold.frontends.onnx_magnitude import magnitude_model
 from bnfold.frontends.onnx_regions import Cutter
 from bnfold.localsizes import model_shapes, small_shapes
 from bnfold.regions import Region
-from bnfold.rounding import smallest_subnormal, unit_roundoff
+from bnfold.rounding import smallest_normal, unit_roundoff
 
 _DOUBLE = 2.0**-53
 
@@ -151,9 +152,9 @@ def _of(model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[s
 def _coarsest(model: onnx.ModelProto) -> tuple[float, float]:
     """The unit round-off of the coarsest dtype among the stored numbers, and its smallest normal number."""
     dtypes = {onnx.helper.tensor_dtype_to_np_dtype(t.data_type) for t in model.graph.initializer}
-    floats = [d for d in dtypes if d.kind == "f" or d.name == "bfloat16"]
+    floats = [d for d in dtypes if d.name in FLOATS]  # float8 codes are no stored numbers; their scales are
     coarsest = max(floats, key=unit_roundoff, default=np.dtype(np.float32))
-    return unit_roundoff(coarsest), smallest_subnormal(coarsest) / (2 * unit_roundoff(coarsest))
+    return unit_roundoff(coarsest), smallest_normal(coarsest)
 
 
 def _terms(model: onnx.ModelProto) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF, TensorComparison, compare, measure_noise, movement
 from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs, size_choices, synthesise
-from bnfold.dataflow import FLOATS, descendants, last_before
+from bnfold.dataflow import FLOATS, computed_alike, descendants, last_before
 from bnfold.errors import ProviderError
 from bnfold.probing import Pair, pair_up
 
@@ -118,7 +118,7 @@ def quick_check(  # noqa: PLR0913
         other = draw(seed=seed + 2 * len(runs) + 1, batch=sizes[0], spatial=sizes[1]) if not runs else None
         _examine(pair, findings, feeds, values, other)
         runs.append({name: value.shape for name, value in feeds.items()})
-    return _conclude(pair, findings, before.graph, tuple(runs))
+    return _conclude(pair, findings, (before.graph, after.graph), tuple(runs))
 
 
 def compare_interfaces(before: onnx.GraphProto, after: onnx.GraphProto) -> tuple[TensorComparison, ...]:
@@ -219,9 +219,13 @@ def _perturb(feeds: Arrays, accuracy: str) -> Arrays:
 
 
 def _conclude(
-    pair: Pair, findings: _Findings, graph: onnx.GraphProto, runs: tuple[Mapping[str, tuple[int, ...]], ...]
+    pair: Pair,
+    findings: _Findings,
+    graphs: tuple[onnx.GraphProto, onnx.GraphProto],
+    runs: tuple[Mapping[str, tuple[int, ...]], ...],
 ) -> QuickCheck:
     """Sort what was found into outputs, inner tensors and notes."""
+    graph = graphs[0]
     trusted = [name for name in pair.compared if name not in findings.random]
     anchors: set[str] = set()
     for output in (value.name for value in graph.output):
@@ -244,7 +248,7 @@ def _conclude(
     failures = sorted(
         (entry.name for entry in (*outputs, *inner) if entry.failed), key=lambda name: places.get(name, -1)
     )
-    proving = (anchors | {entry.name for entry in outputs}) & findings.alive - _blind(pair, graph, trusted)
+    proving = (anchors | {entry.name for entry in outputs}) & findings.alive - _blind(pair, graphs, trusted)
     proves = any(findings.worst[name].compared for name in proving)
     if not proves:
         findings.notes.append(
@@ -262,11 +266,12 @@ def _conclude(
     )
 
 
-def _blind(pair: Pair, graph: onnx.GraphProto, trusted: Sequence[str]) -> set[str]:
-    """What follows a held decision whose inputs were not compared: equal by construction, so it proves nothing."""
+def _blind(pair: Pair, graphs: tuple[onnx.GraphProto, onnx.GraphProto], trusted: Sequence[str]) -> set[str]:
+    """What follows a held decision whose inputs were neither compared nor computed by the same nodes: no proof."""
+    graph = graphs[0]
     random = {name for node in graph.node if node.op_type.startswith("Random") for name in node.output}
-    unseen = {name for name in pair.cut if name not in random and not last_before(graph, name, frozenset(trusted))}
-    return descendants(graph, unseen)
+    hidden = (name for name in pair.cut if name not in random and not last_before(graph, name, frozenset(trusted)))
+    return descendants(graph, {name for name in hidden if not computed_alike(*graphs, name)})
 
 
 def _explain_left_out(pair: Pair, findings: _Findings, output: str, before_it: tuple[str, ...]) -> str:

@@ -29,6 +29,23 @@ def smallest_subnormal(dtype: np.dtype[Any]) -> float:
     return float(_finfo(dtype).smallest_subnormal)
 
 
+def smallest_normal(dtype: np.dtype[Any]) -> float:
+    """The smallest number from which on every number has all its digits."""
+    return smallest_subnormal(dtype) / (2 * unit_roundoff(dtype))
+
+
+def integer_range(dtype: np.dtype[Any]) -> tuple[int, int] | None:
+    """The smallest and the largest number of an integer dtype, of 4 and 2 bits as well; None for any other."""
+    if dtype.kind in "iu":
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    if not dtype.name.startswith(("int", "uint")):
+        return None
+    import ml_dtypes  # noqa: PLC0415  # comes with onnx; needed for the narrow integers only
+
+    narrow = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
+    return int(narrow.min), int(narrow.max)
+
+
 def widens(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
     """Every number of `source` is a number of `target`, so that the conversion is exact."""
     narrow, wide = _finfo(source), _finfo(target)

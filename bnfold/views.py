@@ -16,6 +16,7 @@ from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.decision import Refusal, Subject
 from bnfold.embedding import Geometry
 from bnfold.linear import WeightLayout
+from bnfold.quantised import Quantised
 from bnfold.window_views import Average, Maximum, Pad, Resample, Select, Spread, Total
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class Linear:
         dtype: The dtype of the stored weight.
         shift_at_input: Why a shift cannot enter at the input (zero padding is seen, ...); None if it can.
         shift_adds_operator: Whether a shift needs a new Add, as for a MatMul without one.
-        geometry: The window over the spatial axes; None where pads are not known, or where it is no convolution.
+        geometry: The window over the spatial axes; None where pads are not known, for no convolution, for quantised W.
+        quantised: The constants, where W is quantised and is to stay so, which limits what they can absorb; else None.
     """
 
     layout: WeightLayout
@@ -47,6 +49,7 @@ class Linear:
     shift_at_input: Refusal | None = None
     shift_adds_operator: bool = False
     geometry: Geometry | None = None
+    quantised: Quantised | None = None
 
 
 @dataclass(frozen=True, eq=False)

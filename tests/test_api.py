@@ -112,7 +112,7 @@ def test_a_wrong_fold_is_a_verification_error_that_names_the_batchnorm(
 ) -> None:
     right = ConvSite.write
 
-    def wrong(self: ConvSite, params: LinearParams, editor: object) -> None:
+    def wrong(self: ConvSite, params: LinearParams, editor: object, _quantised: object) -> None:
         scale = 1.001 if self.node.name == "conv2" else 1.0
         right(self, LinearParams(params.weight * scale, params.bias), editor)  # type: ignore[arg-type]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 from onnx import helper, parser
 
-from bnfold.dataflow import descendants, infer_types, last_before, trace
+from bnfold.dataflow import computed_alike, descendants, infer_types, last_before, trace
 
 GRAPH = """<ir_version: 8, opset_import: ["": 17]>
 net (float[N,4] x, int64[N] ids) => (int64[K] where, float[N,4] y, float[M] z)
@@ -61,3 +62,18 @@ def test_types_are_known_without_the_weights_values_and_custom_operators_stay_un
     assert (types["product"], types["where"], types["positive"]) == ("float16", "int64", "bool")
     assert "blurred" not in types
     assert "blurred" in trace(model.graph, types).inexact
+
+
+def test_values_are_computed_alike_only_by_the_same_nodes_from_the_same_constants() -> None:
+    def graph(nodes: str, constant: float = 2) -> onnx.GraphProto:
+        text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y)
+            <float[2] c = {{{{{constant}, 3}}}}> {{{{ {nodes} }}}}"""
+        return parser.parse_model(text.replace("{{", "{").replace("}}", "}")).graph
+
+    same = graph("a = Mul(x, c) b = Relu(a) y = Neg(b)")
+    assert computed_alike(same, graph("a = Mul(x, c) b = Relu(a) y = Abs(b)"), "b")
+    assert computed_alike(same, same, "x")
+    assert not computed_alike(same, graph("a = Mul(x, c) b = Relu(a) y = Abs(b)"), "y")
+    assert not computed_alike(same, graph("a = Mul(x, x) b = Relu(a) y = Neg(b)"), "b")
+    assert not computed_alike(same, graph("a = Mul(x, c) b = Relu(a) y = Neg(b)", 2.5), "b")
+    assert not computed_alike(same, graph("a = Mul(x, c) d = Relu(a) y = Neg(d)"), "b")

@@ -300,3 +300,17 @@ def test_a_subnormal_number_is_rounded_as_if_it_were_normal() -> None:
     assert bound.tolist() == [smallest, 0.5]
     moved = np.float64(np.float16(1e-6)) - 1e-6
     assert 1e-6 * 2.0**-11 < abs(moved) <= smallest * 2.0**-11
+
+
+def test_a_quantised_bias_is_off_by_half_a_step_and_a_quantised_weight_by_one_rounding() -> None:
+    region = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,2] x) => (float[N,2] y)'
+        "<int8[2,2] q = {3, -4, 5, 6}, float s = {0.5}, int32[2] k = {7, -9}, float[2] j = {0.25, 0.5}>"
+        "{ w = DequantizeLinear(q, s) b = DequantizeLinear <axis=0> (k, j) y = Gemm(x, w, b) }"
+    )
+    u, x = 2.0**-24, np.array([[1.0, -2.0]])
+    bound = u * evaluate(magnitude_model(region, u), {"x": np.abs(x)})["y"]
+    weight = np.abs(x) @ np.abs(np.array([[1.5, -2.0], [2.5, 3.0]]))
+    np.testing.assert_allclose(bound, u * weight + np.array([0.125, 0.25]), rtol=1e-12)
+    with pytest.raises(ModelError, match="a step, not a rounding"):
+        magnitude_model(region)

@@ -334,6 +334,24 @@ def test_what_follows_a_held_decision_proves_nothing_when_nothing_before_it_was_
     assert not check.failed
 
 
+def test_what_follows_a_held_decision_on_the_input_itself_is_compared() -> None:
+    held = weights() | {"step": np.array(0.05, np.float32)}
+    round_input = [helper.make_node("QuantizeLinear", ["x", "step"], ["i"]),
+                   helper.make_node("DequantizeLinear", ["i", "step"], ["d"])]  # fmt: skip
+
+    def rounded(nodes: list[onnx.NodeProto], step: str = "step") -> list[onnx.NodeProto]:
+        nodes[0].input[0], round_input[0].input[1] = "d", step
+        return [*round_input, *nodes]
+
+    before = model(rounded(original_nodes()), held, ["y"])
+    good = fold(held) | {"step": held["step"]}
+    assert quick_check(before, model(rounded(folded_nodes()), good, ["y"])).passed
+    bad = good | {"b1": good["b1"] * 0}
+    assert quick_check(before, model(rounded(folded_nodes()), bad, ["y"])).first_divergence == "n1"
+    other = good | {"half": np.array(0.025, np.float32)}
+    assert not quick_check(before, model(rounded(folded_nodes(), "half"), other, ["y"])).proves
+
+
 def test_a_decision_in_the_folded_model_alone_cannot_be_held_and_is_left_out() -> None:
     before, after = pair()
     after.graph.node[-1].output[0] = "raw"

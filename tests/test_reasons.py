@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_models import PARAMETERS, STATS, parse, reasons
@@ -47,6 +48,16 @@ _HALF = f"""(float16[N,3,8,8] x) => (float16[A,B,C,D] y) <float16[4,3,3,3] w, {P
 
 _QUANTISED = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <int8[4,3,3,3] q, float s, {PARAMETERS}>
     {{ w = DequantizeLinear(q, s) c = Conv(x, w) y = BatchNormalization(c, {STATS}) }}"""
+
+_BIASED = _QUANTISED.replace("float s,", "float s, int8[4] k, float j,").replace(
+    "c = Conv(x, w)", "b = DequantizeLinear(k, j) c = Conv(x, w, b)"
+)
+
+_INTEGERS = f"""(uint8[N,3,8,8] x) => (float[A,B,C,D] y) <int8[4,3,3,3] q, float s, uint8 a, int8 z, {PARAMETERS}>
+    {{ i = QLinearConv(x, s, a, q, s, z, s, a) c = DequantizeLinear(i, s, a) y = BatchNormalization(c, {STATS}) }}"""
+
+#: Codes that take the whole range in every channel.
+_WHOLE = np.resize([-128, 127], (4, 3, 3, 3))
 
 _ALONE = f"(float[N,4,8] x) => (float[N,4,8] y) <{PARAMETERS}> {{ y = BatchNormalization(x, {STATS}) }}"
 
@@ -109,7 +120,18 @@ ROWS: dict[Reason, tuple[str, dict[str, object]]] = {
         _pull("").replace("Conv(x, w)", "Conv(x, z)").replace("x)", "x, float[4,3,3,3] z)", 1),
         {},
     ),
-    Reason.WEIGHTS_ARE_QUANTISED: (_QUANTISED, {}),
+    Reason.WEIGHTS_ARE_QUANTISED: (_BIASED, {"s": 0.1, "j": 0.1}),
+    Reason.QUANTISATION_IS_TOO_COARSE: (_QUANTISED, {"s": 0.1, "opset": 11}),
+    Reason.SIGN_DOES_NOT_FIT_INTEGERS: (_QUANTISED, {"s": 0.1, "q": _WHOLE, "gamma": [1, -1, 1, 1]}),
+    Reason.BIAS_STEP_NOT_KNOWN: (_BIASED.replace("int8[4]", "int32[4]"), {"s": 0.1, "j": 0.01}),
+    Reason.QUANTISED_BIAS_OVERFLOWS: (
+        _BIASED.replace("int8[4]", "int32[4]")
+        .replace("(x, w", "(d, w")
+        .replace("{", "{ i = QuantizeLinear(x, s) d = DequantizeLinear(i, s)"),
+        {"s": 0.1, "j": 0.01, "beta": 1e9},
+    ),
+    Reason.ROUNDED_TO_A_GRID: (_pull("i = QuantizeLinear(c, s) d = DequantizeLinear(i, s)", ", float s"), {"s": 0.1}),
+    Reason.COMPUTES_IN_INTEGERS: (_INTEGERS, {"s": 0.1}),
     Reason.OPERATOR_MIXES_CHANNELS: (_pull("d = ReduceMean <axes=[1]> (c)").replace("[4]", "[1]"), {}),
     Reason.AXIS_NOT_PROVEN: (_pull("d = Reshape(c, r)", inputs=", int64[4] r"), {}),
     Reason.SHIFT_MEETS_PADDING: (_push("", conv="Conv <pads=[1,1,1,1]> (d, w)"), {}),

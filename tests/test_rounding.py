@@ -11,7 +11,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bnfold.rounding import largest, round_once, smallest_subnormal, unit_roundoff, widens
+from bnfold.rounding import (
+    integer_range,
+    largest,
+    round_once,
+    smallest_normal,
+    smallest_subnormal,
+    unit_roundoff,
+    widens,
+)
 
 FLOAT16, BFLOAT16, FLOAT32 = (np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32))
 FLOAT64 = np.dtype(np.float64)
@@ -109,6 +117,16 @@ def test_the_formats_limits_are_those_of_the_standard(dtype: np.dtype[Any]) -> N
     assert unit_roundoff(dtype) == 2.0**-bits
     assert largest(dtype) == (2 - 2.0 ** (1 - bits)) * 2.0**highest
     assert smallest_subnormal(dtype) == 2.0 ** (lowest - bits + 1)
+    assert smallest_normal(dtype) == 2.0**lowest
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [("int8", (-128, 127)), ("uint16", (0, 65535)), ("int4", (-8, 7)), ("uint4", (0, 15)), ("int2", (-2, 1)),
+     ("uint2", (0, 3)), ("int32", (-(2**31), 2**31 - 1)), ("float32", None), ("float8_e5m2", None), ("bfloat16", None)],
+)  # fmt: skip
+def test_integers_have_a_range_and_nothing_else_has(name: str, limits: tuple[int, int] | None) -> None:
+    assert integer_range(np.dtype(getattr(ml_dtypes, name, name))) == limits
 
 
 @pytest.mark.parametrize(

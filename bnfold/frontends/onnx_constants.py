@@ -21,9 +21,9 @@ from bnfold.frontends.onnx_shapes import Shapes
 #: quantised.
 _COMPUTED = frozenset(
     """
-    Add Cast Concat ConstantOfShape Div Exp Expand Flatten Gather Identity Max Min Mul Neg Pow Range Reciprocal
-    ReduceL2 ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape Size Slice Sqrt Squeeze Sub Tile Transpose
-    Unsqueeze
+    Add Cast Concat ConstantOfShape Div Exp Expand Flatten Gather Identity Max Min Mul Neg Pow QuantizeLinear Range
+    Reciprocal ReduceL2 ReduceMean ReduceProd ReduceSum ReduceSumSquare Reshape Size Slice Sqrt Squeeze Sub Tile
+    Transpose Unsqueeze
     """.split()
 )
 
@@ -60,6 +60,13 @@ class Constants:
             with np.errstate(all="ignore"):  # a constant that overflows is no news for the reader's terminal
                 self._computed[value] = self._compute(node)
         return self._computed[value]
+
+    def moved(self, node: ir.Node, data: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+        """What `node` computes with `data` in the place of its first input; None where another one is not constant."""
+        others = [None if v is None else self.array(v) for v in node.inputs[1:]]
+        if any(a is None and v is not None for a, v in zip(others, node.inputs[1:], strict=True)):
+            return None
+        return self._run(node, [data, *others])
 
     def overridable(self, value: ir.Value) -> bool:
         """Whether a caller may feed the initializer, and is to be left that right."""

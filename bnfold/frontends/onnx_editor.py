@@ -50,6 +50,7 @@ class Editor:
         self._initializers_are_inputs = model.ir_version < 4
         self._names = names_in(model.graph)
         self._made: dict[tuple[ir.Graph, str, bytes, tuple[int, ...]], ir.Value] = {}
+        self._copies: dict[tuple[int, ...], ir.Value] = {}
         self._loose: list[ir.Value] = []
         self._replaced: dict[int, ir.Value] = {}
 
@@ -77,18 +78,77 @@ class Editor:
     ) -> None:
         """Make input `position` of `node` the constant `values`, rounded once to `dtype`."""
         old = node.inputs[position] if position < len(node.inputs) else None
-        array = round_once(values, dtype)
         name = stem or (old.name if old is not None else None) or f"{node.name or node.op_type}_constant"
-        graph = self._home(node)
+        new = self._constant(self._home(node), name, round_once(values, dtype), old)
+        if position >= len(node.inputs):
+            node.resize_inputs(position + 1)
+        node.replace_input_with(position, new)
+        self.loosen(old)
+
+    def _constant(self, graph: ir.Graph, name: str, array: npt.NDArray[Any], old: ir.Value | None) -> ir.Value:
+        """An initializer in the place of `old`; the one that was made from `name` before, if it is the same."""
         key = (graph, name, array.tobytes(), array.shape)
         if key not in self._made:
             self._made[key] = self._initializer(graph, self.fresh(f"{name}_folded"), array)
-        if position >= len(node.inputs):
-            node.resize_inputs(position + 1)
-        node.replace_input_with(position, self._made[key])
-        self.loosen(old)
         if old is not None and old.is_initializer():
             self._replaced[id(old)] = old
+        return self._made[key]
+
+    def set_dequantised(
+        self,
+        node: ir.Node,
+        position: int,
+        chain: tuple[ir.Node, ...],
+        arrays: tuple[npt.NDArray[Any] | None, ...],
+        axis: int,
+    ) -> None:
+        """Make input `position` of `node` what copies of the nodes of `chain` make of `arrays`.
+
+        Args:
+            node: The node.
+            position: Which of its inputs.
+            chain: A QuantizeLinear, if there is one, a DequantizeLinear, and what moves its numbers. In the model they
+                stay as they are while anything reads them.
+            arrays: What the first of them reads, scale and zero point; each None where it stays as it is.
+            axis: The axis of the scales, if there are several.
+        """
+        data, *grid = arrays
+        axes = axis if grid[0] is not None and grid[0].ndim else None
+        old, value = node.inputs[position], self._with(chain[0], (data, None, None))[0]
+        for part in chain:
+            if part.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                value = self._copied(part, [value, *self._with(part, (None, *grid))[1:]], axes)
+            else:
+                value = self._copied(part, [value, *part.inputs[1:]])
+        node.replace_input_with(position, value)
+        self.loosen(old)
+
+    def _with(self, node: ir.Node, arrays: tuple[npt.NDArray[Any] | None, ...]) -> list[ir.Value | None]:
+        """The inputs of a QuantizeLinear or DequantizeLinear with new constants in the place of some."""
+        inputs: list[ir.Value | None] = [*node.inputs, None][:3]
+        stem = (node.outputs[0].name or node.op_type) + "_zero_point"
+        for place, array in enumerate(arrays):
+            if array is not None:
+                old = inputs[place]
+                name = (old.name if old is not None else None) or stem
+                inputs[place] = self._constant(self._home(node), name, array, old)
+        return inputs if inputs[-1] is not None else inputs[:-1]
+
+    def _copied(self, node: ir.Node, inputs: list[ir.Value | None], axis: int | None = None) -> ir.Value:
+        """The output of a copy of `node` that reads `inputs`; one copy for all that ask for the same."""
+        key = (id(node), *(id(value) for value in inputs))
+        if key not in self._copies:
+            attributes = [a for a in node.attributes.values() if a.name != "axis" or axis is None]
+            attributes += [] if axis is None else [ir.AttrInt64("axis", axis)]
+            old = node.outputs[0]
+            out = ir.Value(name=self.fresh(f"{old.name}_folded"), shape=old.shape, type=old.type)
+            name = self.fresh(f"{node.name or old.name}_folded")
+            copy = ir.Node(
+                node.domain, node.op_type, inputs, attributes, outputs=[out], name=name, version=node.version
+            )
+            _graph_of(node).insert_after(node, copy)
+            self._copies[key] = out
+        return self._copies[key]
 
     def _home(self, node: ir.Node) -> ir.Graph:
         """Where a new constant of `node` is stored."""

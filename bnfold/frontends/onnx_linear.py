@@ -17,7 +17,10 @@ from bnfold.affine import Float64Array
 from bnfold.embedding import Geometry
 from bnfold.frontends.onnx_context import float_attr, input_at, ints_attr
 from bnfold.frontends.onnx_editor import Editor
+from bnfold.frontends.onnx_quantised import Dequantised, Stored, bias_values, dequantised_values
 from bnfold.linear import LinearParams, WeightLayout
+from bnfold.quantised import Quantised
+from bnfold.rounding import round_once
 
 
 class LinearSite(Protocol):
@@ -30,8 +33,8 @@ class LinearSite(Protocol):
     def read(self) -> LinearParams:
         """The stored constants in canonical form."""
 
-    def write(self, params: LinearParams, editor: Editor) -> None:
-        """Store `params`, each number rounded once."""
+    def write(self, params: LinearParams, editor: Editor, quantised: Quantised | None = None) -> None:
+        """Store `params`, each number rounded once; of what is quantised, `quantised` instead."""
 
     @property
     def data_position(self) -> int:
@@ -54,8 +57,8 @@ class ConvSite:
 
     node: ir.Node
     layout: WeightLayout
-    weight: npt.NDArray[Any]
-    bias: npt.NDArray[Any] | None
+    weight: Stored
+    bias: Stored | None
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
@@ -74,9 +77,9 @@ class ConvSite:
 
     def read(self) -> LinearParams:
         """The stored constants in canonical form."""
-        weight = self.layout.canonical(self.weight)
+        weight = self.layout.canonical(dequantised_values(self.weight, self.layout))
         zeros = np.zeros(weight.shape[0] * weight.shape[1])
-        return LinearParams(weight, zeros if self.bias is None else np.asarray(self.bias, np.float64))
+        return LinearParams(weight, zeros if self.bias is None else bias_values(self.bias))
 
     @property
     def data_position(self) -> int:
@@ -92,11 +95,13 @@ class ConvSite:
         for name, sizes in (window | {"pads": pads}).items():
             attributes[name] = ir.AttrInt64s(name, sizes)
 
-    def write(self, params: LinearParams, editor: Editor) -> None:
+    def write(self, params: LinearParams, editor: Editor, quantised: Quantised | None = None) -> None:
         """Store weight and bias."""
         bias_name = _bias_name(self.node)
-        editor.set_constant(self.node, 1, self.layout.stored(params.weight), self.weight.dtype)
-        if self.bias is not None or params.bias.any():
+        _store_weight(self, 1, params, editor, quantised)
+        if isinstance(self.bias, Dequantised):
+            _store_bias(self.node, self.bias, editor, quantised)
+        elif self.bias is not None or params.bias.any():
             editor.set_constant(self.node, 2, params.bias, self.weight.dtype, stem=bias_name)
 
 
@@ -115,8 +120,8 @@ class GemmSite:
     node: ir.Node
     layout: WeightLayout
     position: int
-    weight: npt.NDArray[Any]
-    bias: npt.NDArray[Any] | None
+    weight: Stored
+    bias: Stored | None
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
@@ -125,11 +130,13 @@ class GemmSite:
 
     def read(self) -> LinearParams:
         """The stored constants with alpha and beta multiplied through."""
-        weight = self.layout.canonical(self.weight) * float_attr(self.node, "alpha", 1.0)
+        weight = self.layout.canonical(dequantised_values(self.weight, self.layout)) * float_attr(
+            self.node, "alpha", 1.0
+        )
         outputs = weight.shape[1]
         if self.bias is None:
             return LinearParams(weight, np.zeros(outputs))
-        c = np.asarray(self.bias, np.float64) * float_attr(self.node, "beta", 1.0)
+        c = bias_values(self.bias) * float_attr(self.node, "beta", 1.0)
         return LinearParams(weight, self._channels_first(c.reshape((1,) * (2 - c.ndim) + c.shape), outputs))
 
     def _channels_first(self, c: Float64Array, outputs: int) -> Float64Array:
@@ -146,15 +153,18 @@ class GemmSite:
     def reshape(self, geometry: Geometry, groups: int) -> None:
         """A matrix product has one tap and one group, always."""
 
-    def write(self, params: LinearParams, editor: Editor) -> None:
-        """Store the weight and C, with alpha = beta = 1."""
+    def write(self, params: LinearParams, editor: Editor, quantised: Quantised | None = None) -> None:
+        """Store the weight and C, with beta = 1, and alpha = 1 if the weight is not quantised."""
         bias_name = _bias_name(self.node)
-        editor.set_constant(self.node, self.position, self.layout.stored(params.weight), self.weight.dtype)
-        if self.bias is not None or params.bias.any():
+        _store_weight(self, self.position, params, editor, quantised)
+        if isinstance(self.bias, Dequantised):
+            _store_bias(self.node, self.bias, editor, quantised)
+        elif self.bias is not None or params.bias.any():
             c = params.bias if params.bias.ndim == 2 or self.position == 1 else params.bias[:, None]
             stored = c.T if self.position == 1 else c
             editor.set_constant(self.node, 2, stored, self.weight.dtype, stem=bias_name)
-        for name in ("alpha", "beta"):
+        # Quantised, the weight is stored without alpha, which therefore stays.
+        for name in ("alpha", "beta") if quantised is None else ("beta",):
             self.node.attributes.pop(name, None)
 
 
@@ -173,7 +183,7 @@ class MatMulSite:
     node: ir.Node
     layout: WeightLayout
     position: int
-    weight: npt.NDArray[Any]
+    weight: Stored
     add: tuple[ir.Node, int, npt.NDArray[Any]] | None
 
     @property
@@ -183,7 +193,7 @@ class MatMulSite:
 
     def read(self) -> LinearParams:
         """The stored constants in canonical form."""
-        weight = self.layout.canonical(self.weight)
+        weight = self.layout.canonical(dequantised_values(self.weight, self.layout))
         outputs = weight.shape[1]
         flat = np.zeros(1) if self.add is None else np.asarray(self.add[2], np.float64).ravel()
         return LinearParams(weight, np.broadcast_to(flat, (outputs,)))
@@ -196,15 +206,60 @@ class MatMulSite:
     def reshape(self, geometry: Geometry, groups: int) -> None:
         """A matrix product has one tap and one group, always."""
 
-    def write(self, params: LinearParams, editor: Editor) -> None:
+    def write(self, params: LinearParams, editor: Editor, quantised: Quantised | None = None) -> None:
         """Store the weight; the bias in the Add, which is added when it is missing and needed."""
-        editor.set_constant(self.node, self.position, self.layout.stored(params.weight), self.weight.dtype)
+        _store_weight(self, self.position, params, editor, quantised)
         bias = params.bias if self.position == 1 else params.bias[:, None]
         if self.add is not None:
             editor.rename(self.node.outputs[0])  # the product without its bias changes its meaning as well
             editor.set_constant(self.add[0], self.add[1], bias, self.add[2].dtype)
         elif params.bias.any():
             editor.add_after(self.node, bias, self.weight.dtype)
+
+
+def _store_weight(
+    site: ConvSite | GemmSite | MatMulSite,
+    position: int,
+    params: LinearParams,
+    editor: Editor,
+    quantised: Quantised | None,
+) -> None:
+    if not isinstance(site.weight, Dequantised):
+        editor.set_constant(site.node, position, site.layout.stored(params.weight), site.weight.dtype)
+        return
+    assert quantised is not None  # a weight that is quantised stays so
+    old, new = site.weight, quantised.weight
+    data = None if new.codes is old.codes else new.codes
+    if old.is_rounded_in_the_model:
+        data = round_once(new.in_place(), old.dtype)
+    _store(site.node, position, old, editor, data=data, step=new.step, zero_point=new.zero_point, axis=new.axis)
+
+
+def _store_bias(node: ir.Node, old: Dequantised, editor: Editor, quantised: Quantised | None) -> None:
+    assert quantised is not None
+    assert quantised.bias is not None
+    new = quantised.bias
+    zeros = np.zeros(new.step.shape, np.int64)
+    _store(node, 2, old, editor, data=new.codes, step=new.step, zero_point=zeros, axis=0)
+
+
+def _store(  # noqa: PLR0913
+    node: ir.Node,
+    position: int,
+    old: Dequantised,
+    editor: Editor,
+    *,
+    data: npt.NDArray[Any] | None,
+    step: Float64Array,
+    zero_point: npt.NDArray[np.int64],
+    axis: int,
+) -> None:
+    """Copy the nodes with what changed; a zero point that is left out stays so while it is zero."""
+    scale = round_once(step if step.ndim else step.reshape(old.scale.shape), old.scale.dtype)
+    zeros = zero_point.reshape(scale.shape).astype(old.codes.dtype)
+    same = np.array_equal(zero_point.reshape(scale.shape), old.zero_point)
+    stays = same if old.has_zero_point else not zero_point.any()
+    editor.set_dequantised(node, position, old.nodes, (data, scale, None if stays else zeros), axis)
 
 
 def _bias_name(node: ir.Node) -> str:

@@ -3,19 +3,21 @@
 Every tensor x gets two tracks, `M >= |x|` and `E >= |x~ - x| / u`, where x~ is the same region with every stored number
 c replaced by `c*(1 + d)`, `|d| <= u`. A stored number has `M = E = |c|`, a fed value `E = 0`, and an operator maps
 `a*b: E = Ea*(Mb + u*Eb) + Ma*Eb`, `a + b: E = Ea + Eb`, `max: E = max(Ea, Eb)`. For one Conv `E = |W|*|x| + |b|`.
+A quantised weight moves with its scale, `E = |W|`; a quantised bias lies on a grid, `E = step / (2u)`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
 from bnfold.errors import ModelError
 from bnfold.frontends.onnx_float64 import in_float64
 from bnfold.frontends.onnx_magnitude_rules import RULES, is_copy
-from bnfold.frontends.onnx_magnitude_tracks import TracksBuilder, where_of
+from bnfold.frontends.onnx_magnitude_tracks import Bound, TracksBuilder, where_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -70,7 +72,9 @@ def _visit(tracks: TracksBuilder, node: NodeProto) -> None:
     constant = all(name in tracks.constants for name in read)
     if node.domain not in {"", "ai.onnx"}:
         raise _unknown(node)
-    if constant and (is_copy(node) or (not floats and node.op_type in _EXACT)):
+    if constant and _is_quantised_bias(tracks, node):
+        _half_step(tracks, node)
+    elif constant and (is_copy(node) or (not floats and node.op_type in _EXACT)):
         # Stored numbers that are only moved about are still stored numbers.
         for name, value in tracks.constant_outputs(node).items():
             tracks.add_constant(name, value)
@@ -82,6 +86,22 @@ def _visit(tracks: TracksBuilder, node: NodeProto) -> None:
         RULES[node.op_type](tracks, node)
     else:
         raise _unknown(node)
+
+
+def _is_quantised_bias(tracks: TracksBuilder, node: NodeProto) -> bool:
+    """Whether the node dequantises a vector of 32 bits, as which biases are stored."""
+    codes = tracks.constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+    return codes is not None and codes.dtype == np.int32 and codes.ndim == 1
+
+
+def _half_step(tracks: TracksBuilder, node: NodeProto) -> None:
+    """A quantised bias is the nearest number of its grid: it is off by at most half a step, `E = step / (2u)`."""
+    if not tracks.roundoff:
+        raise ModelError("the bound of a quantised bias is a step, not a rounding", where=where_of(node))
+    (name, value), *_ = tracks.constant_outputs(node).items()
+    tracks.add_constant(name, value)
+    error = np.broadcast_to(np.abs(tracks.constants[node.input[1]]) / (2 * tracks.roundoff), value.shape)
+    tracks.set_bound(name, Bound(tracks.constant(np.abs(value)), tracks.constant(np.ascontiguousarray(error))))
 
 
 def _unknown(node: NodeProto) -> ModelError:

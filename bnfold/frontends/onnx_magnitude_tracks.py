@@ -67,7 +67,7 @@ class TracksBuilder:
     def add_constant(self, name: str, value: Array) -> None:
         """A constant tensor; only one that is not float is copied as it is."""
         self.constants[name] = value
-        if value.dtype.kind != "f":
+        if value.dtype.kind != "f" or value.dtype.itemsize == 1:  # float8 numbers are codes, as integers are
             self._exact.add(name)
             self.initializers.append(onnx.numpy_helper.from_array(value, name))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -10,10 +10,21 @@ import onnx_ir as ir
 
 from bnfold.decision import Reason, Refusal
 from bnfold.embedding import Geometry
-from bnfold.frontends.onnx_context import Context, barrier, input_at, int_attr, is_float, is_standard, name_of
+from bnfold.frontends.onnx_context import (
+    Context,
+    barrier,
+    float_attr,
+    input_at,
+    int_attr,
+    is_float,
+    is_standard,
+    name_of,
+)
 from bnfold.frontends.onnx_linear import ConvSite, GemmSite, LinearSite, MatMulSite
+from bnfold.frontends.onnx_quantised import Dequantised, Stored, input_step, stored, why_not_stored
 from bnfold.frontends.onnx_windows import conv_geometry, transposed_sees_every_tap
 from bnfold.linear import WeightLayout
+from bnfold.quantised import Quantised
 from bnfold.views import Barrier, Linear
 
 
@@ -29,10 +40,10 @@ class ReadLinear:
 def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     """Conv and ConvTranspose of any rank and any groups."""
     data, weight_value, bias_value = (input_at(node, i) for i in range(3))
-    weight, bias = context.constants.array(weight_value), context.constants.array(bias_value)
-    for value, array in ((weight_value, weight), (bias_value, bias)):
-        if value is not None and array is None:
-            return Barrier(context.constants.why_not(value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
+    weight, bias = stored(weight_value, context), stored(bias_value, context)
+    for value, constant in ((weight_value, weight), (bias_value, bias)):
+        if value is not None and constant is None:
+            return Barrier(why_not_stored(value, name_of(node), context))
     transposed, groups = node.op_type == "ConvTranspose", int_attr(node, "group", 1)
     if data is None or weight is None or not _is_convolution(weight, groups, context.shapes.rank(data)):
         return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "its weight, groups and input contradict each other")
@@ -46,11 +57,30 @@ def read_conv(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     else:
         geometry = conv_geometry(node, weight.shape[2:], context.shapes.shape(data))
         shift = _conv_shift(node, geometry)
+    quantised = _quantised(site, outputs, input_step(data, context))
+    if isinstance(quantised, Refusal):
+        return Barrier(quantised)
     view = Linear(site.layout, 1, 1, outputs, inputs, weight.dtype, shift, geometry=geometry)
-    return ReadLinear(view, site, data)
+    return ReadLinear(_kept_quantised(view, quantised), site, data)
 
 
-def _is_convolution(weight: npt.NDArray[Any], groups: int, rank: int | None) -> bool:
+def _kept_quantised(view: Linear, quantised: Quantised | None) -> Linear:
+    """Nothing can be added to weights that stay quantised, so that they have no window for the merge to widen."""
+    return view if quantised is None else replace(view, quantised=quantised, geometry=None)
+
+
+def _quantised(site: ConvSite | GemmSite, outputs: int, step: float | None) -> Quantised | Refusal | None:
+    """The quantised constants of the operator; why they are not read; None where the weight is not quantised."""
+    weight, bias = site.weight, site.bias
+    if isinstance(bias, Dequantised) and not (isinstance(weight, Dequantised) and bias.is_bias(outputs)):
+        which = "" if isinstance(weight, Dequantised) else ", and the weight is not"
+        return Refusal(Reason.WEIGHTS_ARE_QUANTISED, name_of(site.node), f"the bias is {bias.codes.dtype.name}{which}")
+    if not isinstance(weight, Dequantised):
+        return None
+    return Quantised(weight.weight(site.layout), bias.bias(step) if isinstance(bias, Dequantised) else None)
+
+
+def _is_convolution(weight: Stored, groups: int, rank: int | None) -> bool:
     """A floating-point kernel that divides into the groups and has as many axes as the input, where that is known."""
     divides = weight.ndim >= 3 and groups >= 1 and weight.shape[0] % groups == 0
     return divides and is_float(weight.dtype) and rank in (None, weight.ndim)
@@ -62,7 +92,7 @@ def _conv_shift(node: ir.Node, geometry: Geometry | None) -> Refusal | None:
     return Refusal(Reason.SHIFT_MEETS_PADDING, name_of(node), "zero padding")
 
 
-def _transposed_shift(node: ir.Node, weight: npt.NDArray[Any], context: Context) -> Refusal | None:
+def _transposed_shift(node: ir.Node, weight: Stored, context: Context) -> Refusal | None:
     if transposed_sees_every_tap(node, weight.shape[2:], context.shapes.shape(node.inputs[0])):
         return None
     return Refusal(Reason.SHIFT_MEETS_PADDING, name_of(node), "not every output receives every tap")
@@ -71,16 +101,16 @@ def _transposed_shift(node: ir.Node, weight: npt.NDArray[Any], context: Context)
 def read_gemm(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     """Gemm with one constant matrix, and C constant or absent."""
     c_value = input_at(node, 2)
-    c = context.constants.array(c_value)
+    c = stored(c_value, context)
     if c is None and c_value is not None:
-        return Barrier(context.constants.why_not(c_value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
+        return Barrier(why_not_stored(c_value, name_of(node), context))
     transposed = (bool(int_attr(node, "transA", 0)), bool(int_attr(node, "transB", 0)))
-    matrices = [context.constants.array(input_at(node, i)) for i in (0, 1)]
+    matrices = [stored(input_at(node, i), context) for i in (0, 1)]
     position = next((i for i in (1, 0) if matrices[i] is not None and matrices[1 - i] is None), None)
     if position is None:
         value = node.inputs[1]
         assert value is not None
-        return Barrier(context.constants.why_not(value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
+        return Barrier(why_not_stored(value, name_of(node), context))
     weight, data = matrices[position], node.inputs[1 - position]
     if weight is None or data is None or weight.ndim != 2 or not is_float(weight.dtype):
         return barrier(node, Reason.OPERATOR_HAS_NO_RULE)
@@ -91,11 +121,21 @@ def read_gemm(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     outputs, inputs = weight.shape if output_first else weight.shape[::-1]
     if c is not None and not _broadcasts(c, outputs, position):
         return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"C has the shape {c.shape}")
+    site = GemmSite(node, layout, position, weight, c)
+    quantised = _quantised(site, outputs, _gemm_step(site, data, context))
+    if isinstance(quantised, Refusal):
+        return Barrier(quantised)
     view = Linear(layout, input_axis, position, outputs, inputs, weight.dtype, geometry=Geometry.point(()))
-    return ReadLinear(view, GemmSite(node, layout, position, weight, c), data)
+    return ReadLinear(_kept_quantised(view, quantised), site, data)
 
 
-def _broadcasts(c: npt.NDArray[Any], outputs: int, axis: int) -> bool:
+def _gemm_step(site: GemmSite, data: ir.Value, context: Context) -> float | None:
+    """The scale of the data, where that times the weight's is the bias's: plain data*weight + C."""
+    plain = all(float_attr(site.node, name, 1.0) == 1 for name in ("alpha", "beta")) and site.position == 1
+    return input_step(data, context) if plain else None
+
+
+def _broadcasts(c: Stored, outputs: int, axis: int) -> bool:
     """Whether C has one entry, or one for each output channel, on the output's channel axis."""
     shape = (1,) * (2 - c.ndim) + c.shape
     return len(shape) == 2 and shape[axis] in (1, outputs)
@@ -103,12 +143,12 @@ def _broadcasts(c: npt.NDArray[Any], outputs: int, axis: int) -> bool:
 
 def read_matmul(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     """MatMul with the constant on either side, of any rank but 1."""
-    matrices = [context.constants.array(input_at(node, i)) for i in (0, 1)]
+    matrices = [stored(input_at(node, i), context) for i in (0, 1)]
     position = next((i for i in (1, 0) if matrices[i] is not None and matrices[1 - i] is None), None)
     if position is None:
         value = node.inputs[1]
         assert value is not None
-        return Barrier(context.constants.why_not(value, name_of(node), Reason.WEIGHTS_NOT_CONSTANT))
+        return Barrier(why_not_stored(value, name_of(node), context))
     weight, data = matrices[position], node.inputs[1 - position]
     rank, out_rank = context.shapes.rank(data), context.shapes.rank(node.outputs[0])
     if weight is None or data is None or weight.ndim < 2 or not is_float(weight.dtype):
@@ -122,9 +162,11 @@ def read_matmul(node: ir.Node, context: Context) -> ReadLinear | Barrier:
     shift = None
     if weight.ndim > 2:
         shift = Refusal(Reason.COSTS_MORE, name_of(node), "the shift would need a bias for each entry of the batch")
+    quantised = Quantised(weight.weight(layout)) if isinstance(weight, Dequantised) else None
     point = Geometry.point(()) if weight.ndim == 2 else None
     view = Linear(layout, *axes, outputs, inputs, weight.dtype, shift, shift_adds_operator=add is None, geometry=point)
-    return ReadLinear(view, MatMulSite(node, layout, position, weight, add), data)
+    quantised = Quantised(weight.weight(layout)) if isinstance(weight, Dequantised) else None
+    return ReadLinear(_kept_quantised(view, quantised), MatMulSite(node, layout, position, weight, add), data)
 
 
 def _bias_add(

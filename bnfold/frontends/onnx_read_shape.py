@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from bnfold.decision import Reason
 from bnfold.frontends.onnx_context import Context, barrier, input_at, int_attr, ints_attr, is_float
+from bnfold.frontends.onnx_read_quantised import integers_behind
 from bnfold.views import Cast, Concat, Reshape, Same, Transpose, View
 
 
@@ -30,7 +31,7 @@ def read_cast(node: ir.Node, context: Context) -> View:
     source = context.shapes.dtype(node.inputs[0])
     target = context.shapes.dtype(node.outputs[0])
     if source is None or target is None or not (is_float(source) and is_float(target)):
-        return barrier(node, Reason.CAST_NARROWS, f"{source} to {target}")
+        return integers_behind(node) or barrier(node, Reason.CAST_NARROWS, f"{source} to {target}")
     return Same() if source == target else Cast(source, target)
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from bnfold.decision import Reason
 from bnfold.frontends import onnx_read_pointwise as pointwise
+from bnfold.frontends import onnx_read_quantised as quantised
 from bnfold.frontends import onnx_read_select as select
 from bnfold.frontends import onnx_read_shape as shape
 from bnfold.frontends import onnx_read_windows as windows
@@ -36,20 +37,27 @@ READERS: dict[str, Reader] = {
     "Cast": shape.read_cast,
     "CastLike": shape.read_cast,
     "Concat": shape.read_concat,
+    "ConvInteger": quantised.read_integer_operator,
     "DepthToSpace": select.read_depth_to_space,
+    "DequantizeLinear": quantised.read_dequantize,
     "Div": pointwise.read_arithmetic,
     "Dropout": shape.read_dropout,
+    "DynamicQuantizeLinear": quantised.read_quantize,
     "Flatten": shape.read_reshape,
     "Gather": select.read_gather,
     "GlobalAveragePool": windows.read_global_pool,
     "GlobalMaxPool": windows.read_global_pool,
     "Identity": shape.read_same,
     "LeakyRelu": pointwise.read_homogeneous,
+    "MatMulInteger": quantised.read_integer_operator,
     "MaxPool": windows.read_pool,
     "Mul": pointwise.read_arithmetic,
     "Neg": pointwise.read_negate,
     "PRelu": pointwise.read_homogeneous,
     "Pad": windows.read_pad,
+    "QLinearConv": quantised.read_integer_operator,
+    "QLinearMatMul": quantised.read_integer_operator,
+    "QuantizeLinear": quantised.read_quantize,
     "ReduceMax": windows.read_reduce,
     "ReduceMean": windows.read_reduce,
     "ReduceSum": windows.read_reduce,
@@ -71,7 +79,7 @@ _NOT_LINEAR = frozenset(
     """
     ArgMax ArgMin Celu Clip Elu Erf Exp Gelu GroupNormalization HardSigmoid HardSwish InstanceNormalization LRN
     LayerNormalization Log LogSoftmax LpNormalization LpPool MeanVarianceNormalization Mish NonMaxSuppression
-    Pow QuantizeLinear RMSNormalization Reciprocal Round Selu Sigmoid Softmax Softplus Softsign Sqrt Swish Tanh
+    Pow RMSNormalization Reciprocal Round Selu Sigmoid Softmax Softplus Softsign Sqrt Swish Tanh
     ThresholdedRelu TopK
     """.split()
 )

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from bnfold.bench import Bench
 from bnfold.changes import Change, Merge
-from bnfold.decision import Direction, Folded
+from bnfold.decision import Direction, Folded, Refusal
 from bnfold.folding import FoldPlan
 from bnfold.frontends.onnx_context import LEFT, marked
 from bnfold.frontends.onnx_editor import Editor, Replacement
@@ -23,6 +23,7 @@ from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_scopes import values_of
 from bnfold.graph import Operator, PlacedAffine
 from bnfold.leftover_forms import Leftover, Part
+from bnfold.requantising import requantised
 from bnfold.views import BatchNorm, ConstantOperand
 from bnfold.window_views import Pad
 
@@ -133,7 +134,10 @@ def _store(graph: OnnxGraph, plan: FoldPlan, positions: dict[int, int], editor: 
     for index, merge in bench.merged.items():
         graph.sites[index].reshape(merge.geometry, merge.params.weight.shape[0])
     for index in sorted({*bench.absorbed, *bench.merged} - set(bench.removed)):
-        graph.sites[index].write(bench.linear_params(graph.operators[index]), editor)
+        operator = graph.operators[index]
+        quantised = requantised(bench, operator)
+        assert not isinstance(quantised, Refusal)  # or the route would not have been taken
+        graph.sites[index].write(bench.linear_params(operator), editor, quantised)
     for index, left in sorted(bench.reduced.items()):
         _become_add(graph, index, left, editor)
     for index in sorted(set(bench.constants) - gone):
