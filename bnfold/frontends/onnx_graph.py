@@ -7,8 +7,10 @@ comes in and what goes out is such a value as well: nothing moves across the bor
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
@@ -40,6 +42,12 @@ from bnfold.window_views import Pad
 #: The oldest version of the standard operators that the rules were checked against.
 OLDEST_OPSET = 7
 
+#: Operators whose further inputs say what shape the output has.
+_SHAPED_BY_INPUTS = frozenset("Expand Pad Reshape Resize Slice Split Squeeze Tile Unsqueeze".split())
+
+#: Longer lists are no shapes.
+_MOST_BOUNDS = 64
+
 
 def open_context(model: ir.Model, *, keep_overridable: bool = False) -> Context:
     """What all graphs of a model share.
@@ -57,7 +65,25 @@ def open_context(model: ir.Model, *, keep_overridable: bool = False) -> Context:
         _check_inputs(graph, opset)
     shapes = Shapes(model)
     constants = Constants(model, shapes, keep_overridable=keep_overridable)
+    bounds, known = dict(_bounds(model, constants)), 0
+    while len(bounds) > known:  # sizes that are proven now may make further bounds constant
+        known = len(bounds)
+        shapes = Shapes(model, constants=bounds)
+        constants = Constants(model, shapes, keep_overridable=keep_overridable)
+        bounds = dict(_bounds(model, constants))
     return Context(shapes, constants, opset, frozenset(model.functions))
+
+
+def _bounds(model: ir.Model, constants: Constants) -> Iterator[tuple[ir.Value, npt.NDArray[Any]]]:
+    """The constant integers, computed by nodes, on which the shape of an operator's output hangs."""
+    for node in model.graph.all_nodes():
+        if node.op_type not in _SHAPED_BY_INPUTS or not is_standard(node):
+            continue
+        for value in node.inputs[1:]:
+            made = None if value is None else value.producer()
+            array = None if made is None or made.op_type == "Constant" else constants.array(value)
+            if value is not None and array is not None and array.dtype.kind == "i" and array.size <= _MOST_BOUNDS:
+                yield value, array
 
 
 class OnnxGraph:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
@@ -24,10 +25,23 @@ _DEPTH = 8
 class Shapes:
     """What is known about the values of one model, in its main graph and in the bodies of its control flow."""
 
-    def __init__(self, model: ir.Model, sizes: Mapping[str, tuple[int, ...]] | None = None) -> None:
-        """Infer; `sizes` are shapes to assume for inputs, by name, and then for what enters a body first."""
+    def __init__(
+        self,
+        model: ir.Model,
+        sizes: Mapping[str, tuple[int, ...]] | None = None,
+        constants: Mapping[ir.Value, npt.NDArray[Any]] | None = None,
+    ) -> None:
+        """Infer.
+
+        Args:
+            model: The model; not changed.
+            sizes: Shapes to assume for inputs, by name, and then for what enters a body first.
+            constants: What is known to be constant though nodes compute it; onnx's inference follows few of them.
+        """
         probe = model.clone()
         self._values = dict(_pairs(model, probe))
+        for i, (value, array) in enumerate((constants or {}).items()):
+            self._values[value].replace_all_uses_with(_initializer(probe.graph, f"bnfold_constant{i}", array))
         bring_in_constants(probe)
         _tell_apart(probe)
         for i, value in enumerate(probe.graph.inputs):
@@ -90,6 +104,13 @@ _NUMERIC = frozenset(
         ir.DataType.BOOL,
     )
 )
+
+
+def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def _infer(model: ir.Model) -> None:
