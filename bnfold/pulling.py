@@ -6,12 +6,13 @@ the change, `W*x = (W*A^-1)*A(x)`, if that costs no operator.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bnfold import carriers
+from bnfold.agreeing import Wish, agreed
 from bnfold.bench import Bench
 from bnfold.decision import Reason, Refusal
-from bnfold.graph import Operator, PlacedAffine, Step, Use, Value
+from bnfold.graph import Operator, Step, Use, Value
 from bnfold.routes import Route, excluded
 from bnfold.sources import Source
 from bnfold.undoing import Request, is_untouched, undo
@@ -25,15 +26,13 @@ class _Search:
     """A pull that is under way: what is asked of which value, by which edges, and the route so far."""
 
     route: Route
-    wanted: dict[Value, list[PlacedAffine]]
-    edges: dict[Value, set[tuple[int, int]]]
+    wishes: dict[Value, list[Wish]]
     requests: list[Request] = field(default_factory=list)
 
     def fork(self) -> _Search:
         """The same search, to be continued in another way."""
-        wanted = {value: list(placed) for value, placed in self.wanted.items()}
-        edges = {value: set(edges) for value, edges in self.edges.items()}
-        return _Search(self.route.fork(), wanted, edges, [*self.requests])
+        wishes = {value: [*wishes] for value, wishes in self.wishes.items()}
+        return _Search(self.route.fork(), wishes, [*self.requests])
 
     def went(self, bench: Bench, value: Value, producer: Operator, step: Step) -> _Search:
         """The search after the producer of `value` took `step`."""
@@ -42,8 +41,7 @@ class _Search:
         for position, placed in step.placed.items():
             if not placed.affine.is_identity:
                 read = bench.root(producer.inputs[position])
-                self.wanted.setdefault(read, []).append(placed)
-                self.edges.setdefault(read, set()).add((producer.index, position))
+                self.wishes.setdefault(read, []).append(Wish(placed, producer.index, position))
         return self
 
 
@@ -56,13 +54,12 @@ def pull(bench: Bench, source: Source, *, undoes: bool = False) -> Route | Refus
         undoes: Whether other readers of a value that changes may undo the change.
     """
     start = bench.root(source.input)
-    edges = {(source.operators[0].index, 0)}
-    searches = [_Search(Route("pull"), {start: [source.placed]}, {start: edges})]
+    searches = [_Search(Route("pull"), {start: [Wish(source.placed, source.operators[0].index, 0)]})]
     refusals: list[Refusal] = []
     steps = 0
     while searches and steps < MAX_STEPS:
         search, steps = searches.pop(), steps + 1
-        ways = _ways(bench, search, undoes) if search.wanted else undo(bench, source, search.route, search.requests)
+        ways = _ways(bench, search, undoes) if search.wishes else undo(bench, source, search.route, search.requests)
         if isinstance(ways, Route):
             return ways
         if isinstance(ways, Refusal):
@@ -74,34 +71,35 @@ def pull(bench: Bench, source: Source, *, undoes: bool = False) -> Route | Refus
 
 def _ways(bench: Bench, search: _Search, undoes: bool) -> list[_Search] | Refusal:
     """How the search can go on at the last value that is asked for anything."""
-    value = max(search.wanted, key=lambda v: -1 if (p := bench.producer(v)) is None else p.index)
-    wanted = search.wanted.pop(value)
+    value = max(search.wishes, key=lambda v: -1 if (p := bench.producer(v)) is None else p.index)
+    wishes = search.wishes.pop(value)
     if (refusal := bench.visible(value)) is not None:
         return refusal
-    if not all(placed.equals(wanted[0]) for placed in wanted):
+    wanted = agreed(bench, wishes)
+    if wanted is None:
         return Refusal(Reason.READERS_DISAGREE, value)
-    if (refusal := _ask_others(bench, search, value, wanted[0], undoes)) is not None:
+    edges = {(wish.reader, wish.position) for wish in wishes}
+    others = [use for use in bench.uses(value) if (use.operator.index, use.position) not in edges]
+    if (refusal := _ask(bench, search, Request(value, wanted, others), undoes)) is not None:
         return refusal
     producer = bench.producer(value)
     if producer is None:
         return Refusal(Reason.READS_MODEL_INPUT, value)
-    answer = excluded(bench, producer) or carriers.pull(producer, wanted[0], bench, producer.outputs.index(value))
+    answer = excluded(bench, producer) or carriers.pull(producer, wanted, bench, producer.outputs.index(value))
     if isinstance(answer, Refusal):
         return answer
     steps = answer if isinstance(answer, tuple) else (answer,)
     return [search.fork().went(bench, value, producer, step) for step in steps]
 
 
-def _ask_others(bench: Bench, search: _Search, value: Value, placed: PlacedAffine, undoes: bool) -> Refusal | None:
-    """The readers that are not on the way: they must see no difference, or be asked to undo it."""
-    edges = search.edges[value]
-    others = [use for use in bench.uses(value) if (use.operator.index, use.position) not in edges]
-    touched = [use for use in others if not is_untouched(bench, use, placed)]
+def _ask(bench: Bench, search: _Search, request: Request, undoes: bool) -> Refusal | None:
+    """The readers that are not on the way must see no difference, or be asked to undo it."""
+    touched = [use for use in request.uses if not is_untouched(bench, use, request.placed)]
     if touched and not undoes:
-        return Refusal(Reason.VALUE_HAS_OTHER_READERS, value, f"read by {_names(touched)}")
-    search.route.beside += [use.operator for use in others if use not in touched]
+        return Refusal(Reason.VALUE_HAS_OTHER_READERS, request.value, f"read by {_names(touched)}")
+    search.route.beside += [use.operator for use in request.uses if use not in touched]
     if touched:
-        search.requests.append(Request(value, placed, touched))
+        search.requests.append(replace(request, uses=touched))
     return None
 
 

@@ -258,3 +258,20 @@ def test_a_part_that_an_earlier_fold_left_alone_takes_a_later_one() -> None:
     net.output(net.bn(net.concat(1, first, q), affine(8, 9), name="last"))
     made = checked(net)
     assert isinstance(made.decisions[0], Folded)
+
+
+def test_two_halves_of_one_value_that_are_joined_again_take_their_own_channels() -> None:
+    net = net_of()
+    parts = add_select(net, conv(net, name="stem"), 1, (0, 1), (2, 3))
+    net.output(net.bn(net.concat(1, parts[1], parts[0]), SIGNED))
+    assert into(checked(net)) == [{"stem"}]
+
+
+def test_halves_that_two_operators_pick_are_joined_too_and_one_that_overlaps_is_not() -> None:
+    for second, folded in (((2, 3), True), ((1, 2, 3), False)):
+        net = net_of()
+        stem = conv(net, name="stem")
+        first, last = add_select(net, stem, 1, (0, 1))[0], add_select(net, stem, 1, second)[0]
+        size = 2 + len(second)
+        net.output(net.bn(net.concat(1, first, last), affine(size, 6, positive=False)))
+        assert isinstance(checked(net).decisions[0], Folded) is folded
