@@ -37,7 +37,7 @@ TABLE = {
     "machine": row(3, "runtime data dataflow", "values", "numpy onnx onnx_ir onnxruntime"),
     "engine": row(
         4,
-        "sources changes bench routes undoing pulling limits splitting branches chaining merging folding "
+        "sources changes bench costs routes undoing pulling limits splitting branches chaining merging folding "
         "leftovers leftover_forms",
         "values arrays graph carriers",
         "numpy",

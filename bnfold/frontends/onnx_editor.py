@@ -143,6 +143,46 @@ class Editor:
             self.loosen(parameter)
         return made
 
+    def replace_by_chain(
+        self,
+        node: ir.Node,
+        data: ir.Value,
+        steps: Sequence[tuple[str, Sequence[Float64Array | None]]],
+        dtype: np.dtype[Any],
+        attributes: Sequence[ir.Attr] = (),
+    ) -> None:
+        """Put operators with constants, each applied to the one before, in the place of `node`.
+
+        The last one takes over the output's name and readers, and has the `attributes`.
+        """
+        old, before = node.outputs[0], node
+        name, label = old.name or node.op_type, node.name or old.name or node.op_type
+        for number, (kind, constants) in enumerate(steps, start=1):
+            made = [None if c is None else self._bound(name, c, dtype) for c in constants]
+            last = number == len(steps)
+            out = ir.Value(name=name if last else self.fresh(f"{name}_{kind}"), shape=old.shape, type=old.type)
+            called = node.name if last else self.fresh(f"{label}_{kind}")
+            added = ir.Node("", kind, [data, *made], attributes if last else (), outputs=[out], name=called)
+            self.graph.insert_after(before, added)
+            before, data = added, out
+        data.doc_string = old.doc_string
+        old.replace_all_uses_with(data, replace_graph_outputs=True)
+        old.name = None
+        lost = list(node.inputs)
+        self.graph.remove(node, safe=True)
+        for value in lost:
+            self.loosen(value)
+
+    def _bound(self, name: str, values: Float64Array, dtype: np.dtype[Any]) -> ir.Value:
+        return self._initializer(self.fresh(f"{name}_bound"), round_once(values, dtype))
+
+    def leave_out(self, node: ir.Node, position: int) -> None:
+        """Take away an optional input, if it is there."""
+        if position < len(node.inputs):
+            old = node.inputs[position]
+            node.replace_input_with(position, None)
+            self.loosen(old)
+
     def bypass(self, node: ir.Node, data: ir.Value, *, takes_name: bool) -> None:
         """Take `node` out: the readers of its output read `data`, which takes the output's name if it now equals it."""
         out = node.outputs[0]

@@ -18,6 +18,7 @@ from bnfold.folding import FoldPlan
 from bnfold.frontends.onnx_context import LEFT, marked
 from bnfold.frontends.onnx_editor import Editor, Replacement
 from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.frontends.onnx_write_clamp import write_bounds
 from bnfold.graph import Operator, PlacedAffine
 from bnfold.leftover_forms import Leftover, Part
 from bnfold.views import BatchNorm, ConstantOperand
@@ -58,6 +59,7 @@ def write(graph: OnnxGraph, plan: FoldPlan) -> Written:
     if graph.model.ir_version < 4:
         editor.initializers_are_inputs()
     positions = {index: graph.constant_position(graph.operators[index]) for index in _constant_operands(plan)}
+    clamps = {index: graph.stored_bounds(graph.operators[index]) for index in plan.bench.clamps}
     values = {
         v.name: v for v in ir.convenience.create_value_mapping(graph.model.graph, include_subgraphs=False).values()
     }
@@ -69,6 +71,9 @@ def write(graph: OnnxGraph, plan: FoldPlan) -> Written:
             for operator in fold.source.operators:
                 _take_out(graph, operator, positions, editor, takes_name=fold.direction == "pull")
     _store(graph, plan, positions, editor)
+    for index, stored in clamps.items():
+        node = graph.nodes[index]
+        write_bounds(node, graph.context.version(node), stored, plan.bench.clamps[index], editor)
     left = [value for leftover in plan.leftovers for value in _leave(graph, leftover, positions, editor)]
     if left:
         names = dict.fromkeys([*map(str, marked(graph.model, LEFT)), *(value.name for value in left)])
