@@ -27,7 +27,7 @@ from bnfold.window_views import Average, Maximum, Pad, Resample
 STEPS = (
     "bn bn bn bn bn bn conv conv relu relu abs constant constant constant concat rows average maximum counted pad "
     "pad_channels transpose split split mean resize cast same matmul barrier sum sum product negate "
-    "total half half chunk blocks branches branches"
+    "total half half chunk blocks branches branches clamp clamp clamp"
 ).split()
 
 
@@ -83,6 +83,18 @@ class Grower:
 
     def _relu(self, value: Value) -> Value:
         return self.net.homogeneous(value, self._drawn(st.sampled_from((0.0, 0.1))))
+
+    def _clamp(self, value: Value) -> Value:
+        """Relu mostly; else bounds of one side or two, equal or one for each channel."""
+        kind = self._drawn(st.integers(0, 4))
+        if kind < 2:
+            return self.net.clamp(value)
+        low: object = -0.5 if kind != 3 else -np.inf
+        high: object = 1.5 if kind != 4 else np.inf
+        if self._drawn(st.booleans()):
+            spread = np.arange(self._size(value)).reshape(1, -1, 1, 1) / 4
+            low, high = low + spread, high + spread
+        return self.net.clamp(value, low, high)
 
     def _abs(self, value: Value) -> Value:
         return self.net.homogeneous(value, -1.0)

@@ -119,7 +119,8 @@ def _step(
     if new.equals(old):
         return Step({0: placed})
     if new.varies and not view.may_vary:
-        return Refusal(Reason.OPERATOR_HAS_NO_RULE, operator.name, "a bound for each channel needs operator set 8")
+        reason = Reason.OPERATOR_HAS_NO_RULE if placed.affine.is_pure_scale else Reason.SHIFT_MEETS_ACTIVATION
+        return Refusal(reason, operator.name, "a bound for each channel needs operator set 8")
     if new.varies and not pending.spends and (not old.varies or new.sides > old.sides):
         return Refusal(Reason.COSTS_MORE, operator.name, "a bound for each channel")
     return Step({0: placed}, (SetBounds(operator, new),))
