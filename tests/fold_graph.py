@@ -70,6 +70,7 @@ class Net:
         run: Run,
         params: LinearParams | None = None,
         constant: npt.ArrayLike | None = None,
+        bounds: Bounds | None = None,
         dtype: np.dtype[Any] = FLOAT32,
         name: str = "",
     ) -> Value:
@@ -78,6 +79,8 @@ class Net:
         label = name or f"{type(view).__name__.lower()}{index}"
         if params is not None:
             self._params[index] = params
+        if bounds is not None:
+            self._bounds[index] = bounds
         if constant is not None:
             self._constants[index] = np.asarray(constant, np.float64)
         self.runs[index] = run
@@ -196,7 +199,6 @@ class Net:
     ) -> Value:
         """Clip, Max, Min or Relu."""
         bounds = Bounds(np.asarray(low, np.float64), np.asarray(high, np.float64))
-        self._bounds[len(self.operators)] = bounds
         axes = {a for side in (bounds.low, bounds.high) for a, n in enumerate(side.shape) if n > 1}
         view = Clamp(self.samples[x].ndim, FLOAT32, may_vary, tuple(sorted(axes)))
 
@@ -204,7 +206,7 @@ class Net:
             now = held.bounds(op)
             return np.minimum(np.maximum(xs[0], now.low), now.high)
 
-        return self.add(view, x, run=run, **more)
+        return self.add(view, x, run=run, bounds=bounds, **more)
 
     def concat(self, axis: int, *xs: Value, **more: Any) -> Value:
         return self.add(Concat(axis), *xs, run=lambda _op, _held, arrays: np.concatenate(arrays, axis), **more)

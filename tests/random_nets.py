@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from bnfold.affine import ChannelAffine
 from bnfold.bench import Bench
 from bnfold.graph import Value
-from bnfold.views import Arithmetic, BatchNorm, Cast, Linear, Same
+from bnfold.views import Arithmetic, BatchNorm, Cast, Clamp, Linear, Same
 from bnfold.window_views import Average, Maximum, Pad, Resample
 
 #: What may come next; BatchNorms and convolutions often.
@@ -89,8 +89,7 @@ class Grower:
         kind = self._drawn(st.integers(0, 4))
         if kind < 2:
             return self.net.clamp(value)
-        low: object = -0.5 if kind != 3 else -np.inf
-        high: object = 1.5 if kind != 4 else np.inf
+        low, high = np.array(-np.inf if kind == 3 else -0.5), np.array(np.inf if kind == 4 else 1.5)
         if self._drawn(st.booleans()):
             spread = np.arange(self._size(value)).reshape(1, -1, 1, 1) / 4
             low, high = low + spread, high + spread
@@ -268,6 +267,7 @@ def written(net: Net, bench: Bench) -> Net:
             run=net.runs[op.index],
             params=bench.linear_params(op) if isinstance(view, Linear) else None,
             constant=bench.constant(op) if net.has_constant(op) else None,
+            bounds=bench.bounds(op) if isinstance(view, Clamp) else None,
             dtype=op.dtype or FLOAT32,
             name=op.name,
         )
