@@ -285,8 +285,11 @@ def test_both_operands_of_a_sum_take_the_scale() -> None:
     identity = f"""(float[N,4,8,8] x) => ({OUT}) <float[4,4,1,1] w, {PARAMETERS}>
         {{ a = Conv(x, w) s = Add(a, x) y = BatchNormalization(s, {STATS}) }}"""
     wrong = lambda c: norm(F.conv2d(c.x, c.w), c) + c.x  # noqa: E731
-    holds(identity, lambda c: norm(F.conv2d(c.x, c.w) + c.x, c), wrong, folded=0,
-          kept=[Reason.VALUE_HAS_OTHER_READERS])  # fmt: skip
+    holds(identity, lambda c: norm(F.conv2d(c.x, c.w) + c.x, c), wrong, folded=1)
+    gated = identity.replace("s = Add(a, x)", "g = Sigmoid(x) s = Add(a, g)")
+    wrong = lambda c: norm(F.conv2d(c.x, c.w), c) + torch.sigmoid(c.x)  # noqa: E731
+    right: Compute = lambda c: norm(F.conv2d(c.x, c.w) + torch.sigmoid(c.x), c)  # noqa: E731
+    holds(gated, right, wrong, folded=0, kept=[Reason.OPERATOR_IS_NOT_LINEAR])
 
 
 def test_a_gate_of_the_same_value_is_a_second_reader_of_it() -> None:
