@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from carrier_laws import EXACT, assert_refuses, on, pull, push, same
-from fold_graph import Array, Net, affine, apply_placed, draw, edited
+from fold_graph import FLOAT32, Array, Net, affine, apply_placed, draw, edited
 
 from bnfold import carriers
 from bnfold.affine import ChannelAffine
 from bnfold.bench import Bench
 from bnfold.decision import Reason, Refusal
 from bnfold.graph import Bounds, PlacedAffine, SetBounds, Step
+from bnfold.views import Clamp
 
 POSITIVE, SIGNED = affine(3), affine(3, positive=False)
 EQUAL = ChannelAffine([2.0, 2, 2], [0.25, 0.25, 0.25])
@@ -173,6 +174,18 @@ def test_pending_bounds_are_composed() -> None:
     expected = np.clip(moved, -0.5, 1.5)
     actual = apply_placed(on(1, SIGNED), apply_placed(on(1, POSITIVE), result))
     assert np.abs(actual - expected).max() <= EXACT * np.abs(expected).max()
+
+
+def test_without_a_rank_only_a_scale_that_moves_no_bound_passes() -> None:
+    for low, high, passes in ((0.0, np.inf, True), (-np.inf, 0.0, True), (0.0, 6.0, False)):
+        net = Net(x=draw(2, 3, 4, 4))
+        bounds = Bounds(np.array(low), np.array(high))
+        net.add(Clamp(None, FLOAT32), "x", run=lambda _op, _held, xs: xs[0], bounds=bounds)
+        for ask in (pull, push):
+            answer = ask(net, on(1, affine(3, shift=False)))
+            assert isinstance(answer, Step) is passes
+            assert_refuses(ask(net, on(1, POSITIVE)), Reason.AXIS_NOT_PROVEN)
+            assert_refuses(ask(net, on(1, affine(3, positive=False, shift=False))), Reason.AXIS_NOT_PROVEN)
 
 
 def test_bounds_that_cross_or_are_no_numbers_are_no_bounds() -> None:
