@@ -152,4 +152,4 @@ def test_a_densenet_has_no_batchnorm_left_where_the_caller_wants_none() -> None:
     assert (report.after.batchnorms, report.after.nodes) == (0, report.before.nodes - 121 + written)
     assert report.verification is not None
     assert report.verification.passed
-    assert len(report.verification.local) == 62 + 59
+    assert sum(len(check.batchnorms) for check in report.verification.local) == 62 + 59  # some share a region
