@@ -78,8 +78,9 @@ def inspect(  # noqa: PLR0913
         only: A regular expression; BatchNorms in whose name it is not found are kept.
         keep: A regular expression; BatchNorms in whose name it is found are kept.
         keep_overridable: Leave initializers alone that are also graph inputs, which a caller may override.
-        reduce: Where only the shift of a BatchNorm cannot move, leave an Add in its place: fewer BatchNorms for a
-            compiler that lacks them, though not a faster model.
+        reduce: Where that makes a BatchNorm vanish, give an activation behind it a bound for each channel, and where
+            only the shift cannot move, leave an Add in its place: fewer BatchNorms for a compiler that lacks them,
+            though not a faster model.
         merge: Whether parallel linear branches of one value become one operator (RepVGG, MobileOne, ACNet).
         leftover: What is written for a BatchNorm that stays: "keep" leaves it as it is; "affine" writes Mul and Add,
             without what does nothing, and after a Sub where the mean would cancel; "depthwise" a depthwise 1x1 Conv

@@ -16,11 +16,13 @@ from bnfold.decision import Direction, Refusal
 from bnfold.graph import (
     AbsorbInput,
     AbsorbOutput,
+    Bounds,
     Edit,
     FoldGraph,
     Operator,
     PlacedAffine,
     SetAffine,
+    SetBounds,
     SetConstant,
     Use,
     Value,
@@ -37,6 +39,8 @@ class Bench:
         absorbed: What each linear operator has absorbed, in order.
         constants: New constant operands.
         affines: New affines of BatchNorms that stay.
+        clamps: New bounds of clamps.
+        budget: How much of what a BatchNorm costs the clamps on one route may cost more; see `bnfold.costs`.
         removed: The operators that were taken out, and the way their affine went.
         passes: Which input the output of a removed operator is equal to, where that is not the first; None for one
             whose output is gone as well.
@@ -51,6 +55,8 @@ class Bench:
         self.absorbed: dict[int, tuple[AbsorbInput | AbsorbOutput, ...]] = {}
         self.constants: dict[int, Float64Array] = {}
         self.affines: dict[int, ChannelAffine] = {}
+        self.clamps: dict[int, Bounds] = {}
+        self.budget = 0.0
         self.removed: dict[int, Direction] = {}
         self.passes: dict[int, int | None] = {}
         self.merged: dict[int, Merge] = {}
@@ -68,6 +74,16 @@ class Bench:
             return self.reduced[operator.index].affine
         pending = self.affines.get(operator.index)
         return operator.view.affine if pending is None else pending  # type: ignore[union-attr]
+
+    def bounds(self, operator: Operator) -> Bounds:
+        """The bounds of a clamp as they stand."""
+        pending = self.clamps.get(operator.index)
+        return self.graph.bounds(operator) if pending is None else pending
+
+    @property
+    def spends(self) -> bool:
+        """Whether a clamp may become dearer."""
+        return self.budget > 0
 
     def linear_params(self, operator: Operator, further: tuple[AbsorbInput | AbsorbOutput, ...] = ()) -> LinearParams:
         """The constants of a linear operator after all that it has absorbed, and `further`."""
@@ -134,6 +150,8 @@ class Bench:
                     self.constants[index] = np.asarray(value)
                 case SetAffine(affine=affine):
                     self.affines[index] = affine
+                case SetBounds(bounds=bounds):
+                    self.clamps[index] = bounds
         if fold.left is None:
             self.removed.update((op.index, fold.direction) for op in fold.source.operators)
         else:

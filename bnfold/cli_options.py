@@ -57,7 +57,9 @@ def reading(command: Command) -> Command:
         click.option(
             "--keep-overridable", is_flag=True, help="Keep weights that are inputs overridable by the caller."
         ),
-        click.option("--reduce", is_flag=True, help="Leave an Add where only the shift of a BatchNorm cannot move."),
+        click.option(
+            "--reduce", is_flag=True, help="Fewer BatchNorms, though no faster: a Max for a ReLU, an Add for a shift."
+        ),
         click.option("--no-merge", is_flag=True, help="Leave parallel branches (RepVGG, MobileOne) as they are."),
         click.option(
             "--leftover",

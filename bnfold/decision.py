@@ -106,8 +106,8 @@ class Reason(Enum):
     ACTIVATIONS_MIGHT_OVERFLOW = "the activations along the route might not fit float16"
     #: |mean| / sqrt(var + epsilon) above 8: the shift would be added only after cancellation.
     ILL_CONDITIONED = "the mean is too many standard deviations from zero for the shift to move past the operator"
-    #: The nodes that the fold would add cost more than the BatchNorm.
-    COSTS_MORE = "the fold would add operators that cost more than the BatchNorm does"
+    #: Nodes that the fold would add, or an activation that would get a bound for each channel.
+    COSTS_MORE = "the operators that the fold would need cost more than the BatchNorm does"
 
 
 #: What a user can do about it, where something helps.
@@ -123,6 +123,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.ACTIVATIONS_MIGHT_OVERFLOW: "convert the model to float32 first",
     Reason.ROUNDED_TO_A_GRID: "quantise the model without a QuantizeLinear beside the BatchNorm, or fold it first",
     Reason.COMPUTES_IN_INTEGERS: "fold before the model is quantised",
+    Reason.COSTS_MORE: "try --reduce, which makes activations dearer if BatchNorms vanish by that",
     Reason.SHIFT_MEETS_PADDING: "train with padding by reflection or without padding",
     Reason.WEIGHTS_NOT_CONSTANT: "try --simplify, which evaluates what is constant",
 }

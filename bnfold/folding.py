@@ -5,6 +5,7 @@ The plan is plain data. `inspect` prints it and `fold` writes it, so that the tw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,7 +96,11 @@ def _attempt(bench: Bench, *, last_resort: bool, reduces: bool) -> tuple[_Decide
         for source in (source for part in still_there(run, bench) for source in compose(part, bench)):
             outcome = _settle(bench, source, undoes=last_resort)
             if last_resort and isinstance(outcome, tuple):
-                outcome = _split(bench, source, outcome, may_leave_add=reduces)
+                outcome = _split(bench, source, outcome, may_leave_add=False)
+            if last_resort and isinstance(outcome, tuple):
+                outcome = _spend(bench, source, math.inf if reduces else 1.0)
+            if last_resort and reduces and isinstance(outcome, tuple):
+                outcome = _split(bench, source, outcome, may_leave_add=True)
             found = [(source.operators[0].index, d) for d in _decisions(source, outcome)]
             (folded if isinstance(outcome, Fold) else kept).extend(found)
     return folded, kept
@@ -167,6 +172,15 @@ def _searches(source: Source, undoes: bool) -> tuple[Callable[[Bench, Source], R
     if source.placed.affine.is_identity:
         return (drop,)
     return (pull, push, partial(pull, undoes=True)) if undoes else (pull, push)
+
+
+def _spend(bench: Bench, source: Source, budget: float) -> Fold | tuple[Refusal, ...]:
+    """As `_settle`, with clamps that get dearer by up to `budget` BatchNorms for each one that vanishes."""
+    bench.budget = budget
+    try:
+        return _settle(bench, source, undoes=False)
+    finally:
+        bench.budget = 0.0
 
 
 def _where_not_finite(source: Source) -> str:

@@ -141,7 +141,60 @@ class SetAffine:
     affine: ChannelAffine
 
 
-Edit: TypeAlias = AbsorbOutput | AbsorbInput | SetConstant | SetAffine
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """The bounds of a clamp, `low <= high`; infinite where there is none.
+
+    Attributes:
+        low: float64; of shape () where it is one number, else of as many axes as the value.
+        high: Likewise.
+
+    Raises:
+        ValueError: A bound is NaN, or `low` is above `high`.
+    """
+
+    low: Float64Array
+    high: Float64Array
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            object.__setattr__(self, name, _compact(np.asarray(getattr(self, name), np.float64)))
+        if not (self.low <= self.high).all():
+            raise ValueError("the low bound of a clamp must not be above the high one, nor either of them NaN")
+
+    @property
+    def varies(self) -> bool:
+        """A bound differs from element to element."""
+        return self.low.ndim > 0 or self.high.ndim > 0
+
+    @property
+    def sides(self) -> int:
+        """How many of the two bounds there are."""
+        return sum(bool(np.isfinite(side).any()) for side in (self.low, self.high))
+
+    def equals(self, other: Bounds) -> bool:
+        """The same numbers, up to the sign of zero."""
+        return np.array_equal(self.low, other.low) and np.array_equal(self.high, other.high)
+
+
+def _compact(array: Float64Array) -> Float64Array:
+    """One number where all are equal; never a negative zero; read-only."""
+    same = array.size > 0 and bool((array == array.flat[0]).all())
+    compact = np.array(array.flat[0] if same else array, np.float64) + 0.0
+    compact = np.asarray(compact)
+    compact.setflags(write=False)
+    return compact
+
+
+@dataclass(frozen=True, eq=False)
+class SetBounds:
+    """A clamp has `bounds` from now on (float64, rounded once when they are written)."""
+
+    operator: Operator
+    bounds: Bounds
+
+
+Edit: TypeAlias = AbsorbOutput | AbsorbInput | SetConstant | SetAffine | SetBounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +217,13 @@ class Pending(Protocol):
 
     def affine(self, operator: Operator) -> ChannelAffine:
         """What an operator whose view is `BatchNorm` computes."""
+
+    def bounds(self, operator: Operator) -> Bounds:
+        """The bounds of an operator whose view is `Clamp`."""
+
+    @property
+    def spends(self) -> bool:
+        """Whether a cheap operator may become a dearer one; the engine weighs it against what vanishes."""
 
 
 class FoldGraph(Protocol):
@@ -191,3 +251,6 @@ class FoldGraph(Protocol):
 
     def constant(self, operator: Operator) -> Float64Array:
         """The stored constant of an operator whose view is `ConstantOperand` or `Pad`."""
+
+    def bounds(self, operator: Operator) -> Bounds:
+        """The stored bounds of an operator whose view is `Clamp`."""

@@ -14,13 +14,14 @@ import numpy as np
 
 from bnfold.affine import Float64Array
 from bnfold.bench import Bench
+from bnfold.costs import clamp_cost
 from bnfold.decision import Reason, Refusal
-from bnfold.graph import AbsorbInput, AbsorbOutput, Edit, Operator, SetAffine, SetConstant
+from bnfold.graph import AbsorbInput, AbsorbOutput, Bounds, Edit, Operator, SetAffine, SetBounds, SetConstant
 from bnfold.requantising import requantised
 from bnfold.rounding import largest, smallest_subnormal
 from bnfold.routes import Route
 from bnfold.sources import Source
-from bnfold.views import BatchNorm, ConstantOperand, Linear, Product, Sum
+from bnfold.views import BatchNorm, Clamp, ConstantOperand, Linear, Product, Sum
 from bnfold.window_views import Pad
 
 #: The largest |mean| / sqrt(var + epsilon) with which a shift may be pushed: at 10 a fold is still as accurate as the
@@ -56,11 +57,17 @@ def _conditioning(source: Source, route: Route) -> Refusal | None:
 
 
 def _cost(bench: Bench, source: Source, route: Route) -> Refusal | None:
-    """A shift at a MatMul that has no Add behind it needs a new one."""
+    """A shift at a MatMul without an Add behind it needs one; a clamp with a bound for each channel is dearer."""
     added = sum(isinstance(edit, AbsorbInput | AbsorbOutput) and _adds(bench, edit) for edit in route.edits)
-    if added <= len(source.operators):
+    clamps = [edit for edit in route.edits if isinstance(edit, SetBounds)]
+    dearer = sum(clamp_cost(bench, edit) for edit in clamps)
+    vanish = len(source.operators)
+    if added > vanish:
+        return Refusal(Reason.COSTS_MORE, route.into[0].name, f"{added} Adds")
+    if added + dearer <= vanish * max(1.0, bench.budget):
         return None
-    return Refusal(Reason.COSTS_MORE, route.into[0].name, f"{added} Adds")
+    first = next(edit.operator for edit in clamps if clamp_cost(bench, edit))
+    return Refusal(Reason.COSTS_MORE, first.name, f"a {first.kind} with a bound for each channel")
 
 
 def _adds(bench: Bench, edit: AbsorbInput | AbsorbOutput) -> bool:
@@ -78,12 +85,22 @@ def _range(bench: Bench, edit: Edit) -> Refusal | None:
         case SetConstant(operator=operator, value=value):
             assert isinstance(operator.view, ConstantOperand | Pad)
             return _overflow(operator, operator.view.dtype, value)
+        case SetBounds(operator=operator, bounds=bounds):
+            assert isinstance(operator.view, Clamp)
+            old, new = _finite(bench.bounds(operator)), _finite(bounds)
+            before = np.full_like(new, np.abs(old).max(initial=0.0))
+            dtype = operator.view.dtype
+            return _overflow(operator, dtype, new) or _underflow(operator, dtype, before, np.abs(new))
         case SetAffine(operator=operator, affine=affine):
             assert isinstance(operator.view, BatchNorm)
             gamma, beta = (np.abs(a) for a in operator.view.stored(affine))
             before = np.abs(operator.view.stored(bench.affine(operator))[0])
             dtype = operator.view.dtype
             return _overflow(operator, dtype, gamma, beta) or _underflow(operator, dtype, before, gamma)
+
+
+def _finite(bounds: Bounds) -> Float64Array:
+    return np.concatenate([side[np.isfinite(side)].ravel() for side in (bounds.low, bounds.high)])
 
 
 def _params_range(bench: Bench, edit: AbsorbInput | AbsorbOutput, dtype: np.dtype[Any]) -> Refusal | None:
@@ -124,17 +141,22 @@ def _activations(source: Source, route: Route) -> Refusal | None:
 
     Pulled it makes them what came out of it, pushed what went in. They are harmless where they do not grow, or stay
     well within the range; the estimates are the BatchNorm's own. They tell nothing about the operands of a sum, which
-    may cancel, or about a factor, which may be large where the other one is small.
+    may cancel, or about a factor, which may be large where the other one is small. A new bound of a clamp is a size
+    that they may have.
     """
     narrow = [op for op in (*route.into, *route.through) if op.dtype is not None and op.dtype.name == "float16"]
     if not route.through or not narrow:
         return None
     scale, shift = np.abs(source.placed.affine.scale), np.abs(source.placed.affine.shift)
     pulled = route.direction == "pull"
+    bounds = [_finite(edit.bounds) for edit in route.edits if isinstance(edit, SetBounds)]
+    top = max((float(np.abs(b).max(initial=0.0)) for b in bounds), default=0.0)
+    within = FLOAT16_SHARE * largest(np.dtype(np.float16))
     told = not any(isinstance(op.view, Sum | Product) for op in route.through)
     if not told or source.before is None or source.after is None:
-        safe = bool((scale <= 1 if pulled else scale >= 1).all() and (shift <= 1).all())
+        safe = bool((scale <= 1 if pulled else scale >= 1).all() and (shift <= 1).all()) and top <= within
     else:
         old, new = (source.before, source.after) if pulled else (source.after, source.before)
-        safe = new <= old or new <= FLOAT16_SHARE * largest(np.dtype(np.float16))
+        new = max(new, top)
+        safe = new <= old or new <= within
     return None if safe else Refusal(Reason.ACTIVATIONS_MIGHT_OVERFLOW, narrow[0].name)

@@ -18,10 +18,10 @@ from bnfold.frontends.onnx_shapes import Shapes
 from bnfold.graph import Operator, Shape
 from bnfold.regions import Region
 from bnfold.runtime import exposing, open_session
-from bnfold.views import BatchNorm, Cast, Homogeneous, Linear, Same
+from bnfold.views import BatchNorm, Cast, Clamp, Homogeneous, Linear, Same
 
 #: What works on any number of entries along the batch and the spatial axes, and treats channels one by one.
-_LOCAL = (BatchNorm, Cast, Homogeneous, Same)
+_LOCAL = (BatchNorm, Cast, Clamp, Homogeneous, Same)
 
 
 def small_shapes(
@@ -39,7 +39,7 @@ def small_shapes(
     """
     operators = [plan.bench.graph.operators[i] for i in region.operators]
     linear = [op for op in operators if isinstance(op.view, Linear)]
-    if len(region.inputs) != 1 or not all(op.index in spans or isinstance(op.view, _LOCAL) for op in operators):
+    if len(region.inputs) != 1 or not all(op.index in spans or _is_local(op) for op in operators):
         return None
     channels = next((c for op in operators if (c := _channels_of(op, region.inputs[0])) is not None), None)
     if channels is None:
@@ -54,6 +54,12 @@ def _pointwise_shape(operators: Sequence[Operator], value: str, channels: int) -
     """Every element is treated alike, so that a border and an inner one show all."""
     shape = next(op.input_shapes[0] for op in operators if value in op.inputs)
     return None if shape is None else {value: (2, channels, *(3,) * (len(shape) - 2))}
+
+
+def _is_local(operator: Operator) -> bool:
+    """A clamp may have a bound for each channel, but none for each place."""
+    view = operator.view
+    return isinstance(view, _LOCAL) and not (isinstance(view, Clamp) and not {1}.issuperset(view.axes))
 
 
 def _channels_of(operator: Operator, value: str) -> int | None:

@@ -145,9 +145,26 @@ class Concat:
 
 @dataclass(frozen=True)
 class Homogeneous:
-    """An activation with `f(c*x) = c*f(x)` for c > 0: Relu, LeakyRelu, PRelu, Abs."""
+    """An activation with `f(c*x) = c*f(x)` for c > 0: LeakyRelu, PRelu, Abs."""
 
     is_even: bool = False
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """`min(max(x, low), high)`: Clip, Max and Min with constants, and Relu, whose low bound is 0 and high one infinite.
+
+    Attributes:
+        rank: The rank of the value; None where it is not known.
+        dtype: The dtype in which bounds are stored.
+        may_vary: Whether bounds may differ from channel to channel (Max and Min broadcast since operator set 8).
+        axes: The axes along which the stored bounds vary.
+    """
+
+    rank: int | None
+    dtype: np.dtype[Any]
+    may_vary: bool = True
+    axes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -223,6 +240,7 @@ View: TypeAlias = (
     | Resample
     | Pad
     | Homogeneous
+    | Clamp
     | Sum
     | Product
     | Total

@@ -13,13 +13,14 @@ from bnfold.bench import Bench
 from bnfold.changes import Fold
 from bnfold.decision import Kept, Reason, Refusal
 from bnfold.embedding import Geometry
-from bnfold.graph import Edit, Operator, PlacedAffine, Shape, Use, Value
+from bnfold.graph import Bounds, Edit, Operator, PlacedAffine, Shape, Use, Value
 from bnfold.linear import LinearParams, WeightLayout
 from bnfold.sources import Source
 from bnfold.views import (
     Arithmetic,
     Barrier,
     BatchNorm,
+    Clamp,
     Concat,
     ConstantOperand,
     Homogeneous,
@@ -60,6 +61,7 @@ class Net:
         self.runs: dict[int, Run] = {}
         self._params: dict[int, LinearParams] = {}
         self._constants: dict[int, Array] = {}
+        self._bounds: dict[int, Bounds] = {}
 
     def add(
         self,
@@ -68,6 +70,7 @@ class Net:
         run: Run,
         params: LinearParams | None = None,
         constant: npt.ArrayLike | None = None,
+        bounds: Bounds | None = None,
         dtype: np.dtype[Any] = FLOAT32,
         name: str = "",
     ) -> Value:
@@ -76,6 +79,8 @@ class Net:
         label = name or f"{type(view).__name__.lower()}{index}"
         if params is not None:
             self._params[index] = params
+        if bounds is not None:
+            self._bounds[index] = bounds
         if constant is not None:
             self._constants[index] = np.asarray(constant, np.float64)
         self.runs[index] = run
@@ -115,6 +120,13 @@ class Net:
 
     def has_constant(self, operator: Operator) -> bool:
         return operator.index in self._constants
+
+    def bounds(self, operator: Operator) -> Bounds:
+        return self._bounds[operator.index]
+
+    @property
+    def spends(self) -> bool:
+        return False
 
     def affine(self, operator: Operator) -> ChannelAffine:
         assert isinstance(operator.view, BatchNorm)
@@ -181,6 +193,20 @@ class Net:
         """LeakyRelu; a slope of 0 is Relu, one of -1 is Abs."""
         view = Homogeneous(is_even=slope == -1)
         return self.add(view, x, run=lambda _op, _held, xs: np.where(xs[0] > 0, xs[0], slope * xs[0]), **more)
+
+    def clamp(
+        self, x: Value, low: npt.ArrayLike = 0.0, high: npt.ArrayLike = np.inf, *, may_vary: bool = True, **more: Any
+    ) -> Value:
+        """Clip, Max, Min or Relu."""
+        bounds = Bounds(np.asarray(low, np.float64), np.asarray(high, np.float64))
+        axes = {a for side in (bounds.low, bounds.high) for a, n in enumerate(side.shape) if n > 1}
+        view = Clamp(self.samples[x].ndim, FLOAT32, may_vary, tuple(sorted(axes)))
+
+        def run(op: Operator, held: Any, xs: Sequence[Array]) -> Array:
+            now = held.bounds(op)
+            return np.minimum(np.maximum(xs[0], now.low), now.high)
+
+        return self.add(view, x, run=run, bounds=bounds, **more)
 
     def concat(self, axis: int, *xs: Value, **more: Any) -> Value:
         return self.add(Concat(axis), *xs, run=lambda _op, _held, arrays: np.concatenate(arrays, axis), **more)

@@ -113,6 +113,15 @@ def _flat_gemm(r: Region) -> None:
     r.add("Expand", r.const(np.array([2, 4, 6, 5])))
 
 
+def _larger_of_two(r: Region) -> None:
+    before = r.last
+    r.add("Neg")
+    r.add("Max", r.random(4, 1, 1), before)
+
+
+#: Low bounds: none, zero, above and below zero.
+_BOUNDS = np.array([-np.inf, 0, 0.3, -0.7], np.float32).reshape(4, 1, 1)
+
 STEPS = {
     "conv": Region.conv,
     "grouped conv": lambda r: r.conv(2),
@@ -140,6 +149,10 @@ STEPS = {
     "gate": _gate_of_the_input,
     "maximum with a constant": lambda r: r.add("Max", r.random(4, 1, 1)),
     "minimum with a constant": lambda r: r.add("Min", r.random(4, 1, 1)),
+    "maximum in some channels": lambda r: r.add("Max", r.const(_BOUNDS)),
+    "minimum in some channels": lambda r: r.add("Min", r.const(-_BOUNDS)),
+    "maximum of two variables and a constant": _larger_of_two,
+    "clip to a negative range": lambda r: r.add("Clip", "", r.const(np.array(-0.25, np.float32))),
     "max pool": lambda r: r.add("MaxPool", kernel_shape=[2, 2], pads=[1, 1, 0, 0]),
     "average pool": lambda r: r.add("AveragePool", kernel_shape=[2, 2], pads=[1, 1, 0, 0], count_include_pad=1),
     "padded": lambda r: r.add("Pad", r.const(np.array([0, 0, 1, 0, 0, 0, 0, 1])), r.random()),

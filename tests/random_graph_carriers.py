@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tests import random_graph_linear as linears
 from tests.random_graph_builder import Builder, Misfit, Value
 from tests.random_graph_linear import demand_windows
 
@@ -262,6 +263,35 @@ def activation(b: Builder, x: Value) -> Value:
             return b.add("PRelu", [x, b.constant(b.numbers(*shape, dtype=x.dtype), "slope")])
         case kind:
             return b.add(kind, [x])
+
+
+def clamp(b: Builder, x: Value) -> Value:
+    """Clip, ReLU6, Max or Min, with bounds of one side or two, the same everywhere or one for each channel or place."""
+    if not x.rank:
+        raise Misfit("a scalar")
+    low, high = b.pick((0.0, 6.0), (0.0, 1.0), (-0.5, 0.75), (0.1, None), (None, 0.3), (0.0, None), (None, None))
+    if b.chance(0.4):
+        return _extremum(b, x)
+    if b.opset < 11:
+        return b.add("Clip", [x], **{k: v for k, v in (("min", low), ("max", high)) if v is not None})
+    bounds = ["" if v is None else b.constant(np.array(v, x.dtype)) for v in (low, high)]
+    return b.add("Clip", [x, *(bounds if high is not None else bounds[:1] if low is not None else [])])
+
+
+def _extremum(b: Builder, x: Value) -> Value:
+    """Max or Min with one constant or two, on either side."""
+    shapes = [(), (1,), tuple(x.shape[-1:])]
+    if x.rank > 1:
+        shapes += [(x.shape[1], *(1,) * (x.rank - 2))] * 3 + [tuple(x.shape[1:])]
+    constants = [b.constant(b.numbers(*b.pick(*shapes), dtype=x.dtype), "bound") for _ in range(1 + b.chance(0.15))]
+    kind = b.pick("Max", "Min")
+    return b.add(kind, [*constants, x] if b.chance(0.4) else [x, *constants])
+
+
+def normed_activation(b: Builder, x: Value) -> Value:
+    """BatchNorm, and a Relu or Clip that has to take its shift if it is to be pushed."""
+    normed = linears.batch_norm(b, x)
+    return b.add("Relu", [normed]) if b.chance(0.6) else clamp(b, normed)
 
 
 def barrier(b: Builder, x: Value) -> Value:

@@ -39,6 +39,7 @@ CARRIERS: dict[Step, float] = {
     carriers.resize: 1.5,
     carriers.pad: 1.5,
     carriers.activation: 1.5,
+    carriers.clamp: 1,
     carriers.cast: 0.25,
     pairs.two_variables: 1.5,
     pairs.gate: 0.7,
@@ -57,6 +58,7 @@ OTHERS: dict[Step, float] = {
     linears.disguised_batch_norm: 2,
     pairs.two_variables: 2,
     pairs.gate: 1,
+    carriers.normed_activation: 1,
     carriers.barrier: 0.7,
     branches.branches: 2,
 }

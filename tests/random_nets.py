@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from bnfold.affine import ChannelAffine
 from bnfold.bench import Bench
 from bnfold.graph import Value
-from bnfold.views import Arithmetic, BatchNorm, Cast, Linear, Same
+from bnfold.views import Arithmetic, BatchNorm, Cast, Clamp, Linear, Same
 from bnfold.window_views import Average, Maximum, Pad, Resample
 
 #: What may come next; BatchNorms and convolutions often.
 STEPS = (
     "bn bn bn bn bn bn conv conv relu relu abs constant constant constant concat rows average maximum counted pad "
     "pad_channels transpose split split mean resize cast same matmul barrier sum sum product negate "
-    "total half half chunk blocks branches branches"
+    "total half half chunk blocks branches branches clamp clamp clamp"
 ).split()
 
 
@@ -83,6 +83,17 @@ class Grower:
 
     def _relu(self, value: Value) -> Value:
         return self.net.homogeneous(value, self._drawn(st.sampled_from((0.0, 0.1))))
+
+    def _clamp(self, value: Value) -> Value:
+        """Relu mostly; else bounds of one side or two, equal or one for each channel."""
+        kind = self._drawn(st.integers(0, 4))
+        if kind < 2:
+            return self.net.clamp(value)
+        low, high = np.array(-np.inf if kind == 3 else -0.5), np.array(np.inf if kind == 4 else 1.5)
+        if self._drawn(st.booleans()):
+            spread = np.arange(self._size(value)).reshape(1, -1, 1, 1) / 4
+            low, high = low + spread, high + spread
+        return self.net.clamp(value, low, high)
 
     def _abs(self, value: Value) -> Value:
         return self.net.homogeneous(value, -1.0)
@@ -256,6 +267,7 @@ def written(net: Net, bench: Bench) -> Net:
             run=net.runs[op.index],
             params=bench.linear_params(op) if isinstance(view, Linear) else None,
             constant=bench.constant(op) if net.has_constant(op) else None,
+            bounds=bench.bounds(op) if isinstance(view, Clamp) else None,
             dtype=op.dtype or FLOAT32,
             name=op.name,
         )

@@ -57,7 +57,9 @@ def test_regions_are_apart_hold_every_change_and_mean_the_same_at_their_borders(
     inside = [index for region in made.regions for index in region.operators]
     assert len(inside) == len(set(inside))
     bench = made.bench
-    assert {*bench.removed, *bench.reduced, *bench.absorbed, *bench.constants, *bench.affines} <= set(inside)
+    assert {*bench.removed, *bench.reduced, *bench.absorbed, *bench.constants, *bench.affines, *bench.clamps} <= set(
+        inside
+    )
     for region in made.regions:
         assert not [v for v in (*region.inputs, *region.outputs) if differ(before[v], after[v])]
     assert sorted(name for r in made.regions for name in r.batchnorms) == sorted(

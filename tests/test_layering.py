@@ -37,8 +37,8 @@ TABLE = {
     "machine": row(3, "runtime data dataflow", "values", "numpy onnx onnx_ir onnxruntime"),
     "engine": row(
         4,
-        "sources changes bench regions routes agreeing undoing pulling requantising limits splitting branches chaining "
-        "merging folding leftovers leftover_forms",
+        "sources changes bench costs regions routes agreeing undoing pulling requantising limits splitting branches "
+        "chaining merging folding leftovers leftover_forms",
         "values arrays graph carriers",
         "numpy",
     ),

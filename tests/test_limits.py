@@ -257,3 +257,57 @@ def test_a_constant_operator_is_as_dear_as_an_add(count: int, reason: Reason | N
     for seed in range(count):
         net.output(net.matmul(value, draw(3, 5, seed=seed)))
     assert outcome(net) is reason
+
+
+def gated(source: ChannelAffine, shape: tuple[int, ...], *bounds: float, clamps: int = 1) -> Net:
+    """A BatchNorm, one or more clamps, each before a linear operator."""
+    net = Net(x=draw(*shape))
+    value = net.bn("x", source)
+    for seed in range(clamps):
+        kept = net.clamp(value, *bounds)
+        net.output(net.conv(kept, draw(2, 3, *(1,) * (len(shape) - 2), seed=seed)))
+    return net
+
+
+SIGNED = affine(3, positive=False)
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (gated(affine(3), (2, 3, 5)), None),
+        (gated(affine(3), (2, 3, 5, 5)), Reason.COSTS_MORE),  # an image
+        (gated(affine(3), (2, 3, 5), clamps=2), Reason.COSTS_MORE),
+        (gated(SIGNED, (2, 3, 5)), Reason.COSTS_MORE),  # a Max and a Min
+        (gated(affine(3), (2, 3, 5), 0.0, 6.0), Reason.COSTS_MORE),
+        (gated(ChannelAffine([2.0] * 3, [1.0] * 3), (2, 3, 5, 5), 0.0, 6.0), None),  # one number a side
+    ],
+    ids=["one side", "image", "two clamps", "both signs", "two sides", "equal"],
+)
+def test_a_bound_for_each_channel_may_cost_no_more_than_the_batchnorm(net: Net, reason: Reason | None) -> None:
+    assert outcome(net) is reason
+    assert all(isinstance(d, Folded) for d in plan(net, reduces=True).decisions)
+
+
+def test_a_clamp_that_the_runtime_merges_with_the_operator_before_it_is_dear() -> None:
+    for folds, net in ((False, Net(x=draw(2, 3, 5))), (True, Net(x=draw(2, 3, 5)))):
+        inner = net.conv("x", draw(3, 3, 1))
+        value = net.reduce(inner, Average((2,))) if folds else inner
+        net.output(net.bn(net.clamp(value), affine(3)))
+        assert isinstance(plan(net).decisions[0], Folded) is folds
+
+
+@pytest.mark.parametrize(("bound", "safe"), [(SMALL, True), (LARGE, False)])
+def test_a_bound_in_float16_is_a_size_that_activations_may_have(bound: float, safe: bool) -> None:
+    net = Net(x=draw(2, 3, 5))
+    value = net.clamp(net.bn("x", ChannelAffine([1.0, 1, 1], [0, -bound, 1]), before=1.0, after=1.0), dtype=FLOAT16)
+    net.output(net.conv(value, draw(2, 3, 1)))
+    assert outcome(net) is (None if safe else Reason.ACTIVATIONS_MIGHT_OVERFLOW)
+
+
+@pytest.mark.parametrize(("shift", "reason"), [(3e38, None), (3.5e38, Reason.OVERFLOWS_DTYPE)])
+def test_a_bound_must_fit_its_dtype_after_the_fold(shift: float, reason: Reason | None) -> None:
+    net = Net(x=draw(2, 3, 5))
+    value = net.clamp(net.bn("x", ChannelAffine([1e-30, 1, 1], [shift * 1e-30, 1, 0])))
+    net.output(net.conv(value, np.ones((2, 3, 1))))
+    assert outcome(net) is reason

@@ -22,7 +22,8 @@ def before(node: str, dtype: str = "float") -> str:
     "node", ["r = Identity(b)", "r = Relu(b)", "r = MaxPool <kernel_shape=[3,3], pads=[1,1,1,1]> (b)"]
 )
 def test_an_add_is_left_before_padding_and_activations(node: str, opset: int) -> None:
-    reason = Reason.SHIFT_MEETS_ACTIVATION if "Relu" in node else Reason.SHIFT_MEETS_PADDING
+    stops = "Relu" in node and opset < 8  # where Relu could not become a Max
+    reason = Reason.SHIFT_MEETS_ACTIVATION if stops else Reason.SHIFT_MEETS_PADDING
     result = assert_fold(parse(before(node), opset=opset, values=POSITIVE), folded=0, kept=[reason], reduce=True)
     assert ops(result.model)[0] == "Add"
     assert "BatchNormalization" not in ops(result.model)
@@ -31,7 +32,7 @@ def test_an_add_is_left_before_padding_and_activations(node: str, opset: int) ->
 
 def test_the_add_has_the_dtype_of_the_model() -> None:
     model = parse(before("r = Relu(b)", "float16"), values=POSITIVE)
-    result = assert_fold(model, folded=0, kept=[Reason.SHIFT_MEETS_ACTIVATION], reduce=True)
+    result = assert_fold(model, folded=0, kept=[Reason.SHIFT_MEETS_PADDING], reduce=True)
     added = next(node for node in result.model.graph if node.op_type == "Add").inputs[1]
     assert added is not None
     assert added.const_value is not None
@@ -39,10 +40,19 @@ def test_the_add_has_the_dtype_of_the_model() -> None:
     assert added.const_value.shape.numpy() == (4, 1, 1)
 
 
-def test_a_negative_scale_does_not_pass_an_activation() -> None:
-    model = parse(before("r = Relu(b)"), values={"gamma": -1.3})
+def test_scales_of_both_signs_do_not_pass_an_activation() -> None:
+    model = parse(before("r = LeakyRelu(b)"), values={"gamma": -1.3})
     result = assert_fold(model, folded=0, kept=[Reason.SHIFT_MEETS_ACTIVATION], reduce=True)
     assert ops(result.model)[0] == "BatchNormalization"
+    model = parse(before("r = Relu(b)"), values={"gamma": [-1.3, 1, 1, 1]})
+    result = assert_fold(model, folded=0, kept=[Reason.SHIFT_MEETS_PADDING], reduce=True)
+    assert ops(result.model)[0] == "BatchNormalization"
+
+
+def test_negative_scales_in_all_channels_pass_a_relu_which_becomes_a_clip_from_above() -> None:
+    model = parse(before("r = Relu(b)"), values={"gamma": -1.3})
+    result = assert_fold(model, folded=0, kept=[Reason.SHIFT_MEETS_PADDING], reduce=True)
+    assert ops(result.model) == ["Add", "Clip", "Conv"]
 
 
 def test_a_shift_that_a_shortcut_need_not_take_leaves_nothing_and_every_name_tells_the_truth() -> None:

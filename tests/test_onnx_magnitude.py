@@ -263,6 +263,18 @@ def test_a_clip_that_lifts_a_zero_counts_what_it_lifts_it_to() -> None:
     np.testing.assert_allclose(bound, 2 * 0.25 * 3.0)  # the limit and the factor round
 
 
+@pytest.mark.parametrize(("op_type", "sign"), [("Max", 1), ("Min", -1)])
+def test_a_bound_of_a_channel_counts_once_and_one_that_is_infinite_or_zero_not_at_all(op_type: str, sign: int) -> None:
+    region = Region(0)
+    low = sign * np.array([-np.inf, 0, 0.3, -0.7], np.float32).reshape(4, 1, 1)
+    region.add(op_type, region.const(low))
+    bound = run(magnitude_model(region.model()), np.full((2, 4, 6, 5), 2.0))
+    np.testing.assert_allclose(bound[0, :, 0, 0], [0, 0, 0.3, 0.7], rtol=1e-6)
+    region.add("Mul", region.const(np.array(2.0, np.float32)))
+    bound = run(magnitude_model(region.model()), np.full((2, 4, 6, 5), 0.1))
+    np.testing.assert_allclose(bound[0, :, 0, 0], [0.2, 0.2, 2 * (0.3 + 0.3), 2 * (0.1 + 0.7)], rtol=1e-6)
+
+
 def test_a_batch_norm_counts_the_rounding_of_gamma_once_and_of_the_variance_half() -> None:
     region = Region(0)
     values = [2.0, -1.0, 0.5, 4.0]

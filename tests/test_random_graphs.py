@@ -39,6 +39,13 @@ def test_so_is_what_is_left_of_it(leftover: Form, first: int, reduce: bool) -> N
         assert not found.failures, (seed, found.failures)
 
 
+@pytest.mark.parametrize("first", range(SHARE, SHARE + 60, 10))
+def test_the_same_where_fewer_batchnorms_are_asked_for(first: int) -> None:
+    for seed in range(first, first + 10):
+        found = examine(random_graph(seed), runtime=seed % EVERY == 0, reduce=True)
+        assert not found.failures, (seed, found.failures)
+
+
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(1000, 100_000), size=st.integers(3, 22))
 def test_the_fold_of_a_graph_of_any_size_is_exact(seed: int, size: int) -> None:
@@ -60,10 +67,10 @@ def test_the_graphs_are_valid_and_use_every_operator_that_the_rules_know() -> No
         kinds.update({f"opset {model.opset_import[0].version}": 1})
         kinds.update(node.op_type for node in model.graph.node)
     known = """
-        Abs Add AveragePool BatchNormalization Cast Concat Constant Conv ConvTranspose DepthToSpace Div Dropout Flatten
-        Gather Gemm GlobalAveragePool GlobalMaxPool Identity LeakyRelu MatMul MaxPool Mul Neg PRelu Pad ReduceMax
-        ReduceMean ReduceSum Relu Reshape Resize Sigmoid Slice Softmax SpaceToDepth Split Squeeze Sub Tanh Transpose
-        Unsqueeze Upsample
+        Abs Add AveragePool BatchNormalization Cast Clip Concat Constant Conv ConvTranspose DepthToSpace Div Dropout
+        Flatten Gather Gemm GlobalAveragePool GlobalMaxPool Identity LeakyRelu MatMul Max MaxPool Min Mul Neg PRelu
+        Pad ReduceMax ReduceMean ReduceSum Relu Reshape Resize Sigmoid Slice Softmax SpaceToDepth Split Squeeze Sub
+        Tanh Transpose Unsqueeze Upsample
     """
     assert set(known.split()) | {f"opset {v}" for v in range(9, 22)} == set(kinds)
 

@@ -64,8 +64,8 @@ _ALONE = f"(float[N,4,8] x) => (float[N,4,8] y) <{PARAMETERS}> {{ y = BatchNorma
 #: A sum of fifty activations, none of which takes the shift.
 _LONG = " ".join(
     (
-        "s0 = Relu(c)",
-        *(f"r{i} = Relu(c)" for i in range(1, 50)),
+        "s0 = LeakyRelu(c)",
+        *(f"r{i} = LeakyRelu(c)" for i in range(1, 50)),
         *(f"s{i} = Add(s{i - 1}, r{i})" for i in range(1, 50)),
         "d = Identity(s49)",
     )
@@ -135,7 +135,7 @@ ROWS: dict[Reason, tuple[str, dict[str, object]]] = {
     Reason.OPERATOR_MIXES_CHANNELS: (_pull("d = ReduceMean <axes=[1]> (c)").replace("[4]", "[1]"), {}),
     Reason.AXIS_NOT_PROVEN: (_pull("d = Reshape(c, r)", inputs=", int64[4] r"), {}),
     Reason.SHIFT_MEETS_PADDING: (_push("", conv="Conv <pads=[1,1,1,1]> (d, w)"), {}),
-    Reason.SHIFT_MEETS_ACTIVATION: (_pull("d = Relu(c)"), {"gamma": 1}),
+    Reason.SHIFT_MEETS_ACTIVATION: (_pull("d = LeakyRelu(c)"), {"gamma": 1}),
     Reason.SCALE_IS_ON_ONE_OPERAND: (_push("d = Add(c, z)").replace("x)", "x, float[N,4,8,8] z)", 1), {}),
     Reason.SHIFT_MEETS_PRODUCT: (_pull("d = Mul(c, p)", ", float[6,6] p"), {}),
     Reason.SCALE_IS_NOT_POSITIVE: (_pull("d = MaxPool <kernel_shape=[2,2]> (c)"), {"gamma": -1}),

@@ -6,7 +6,7 @@ A rule proposes a `Step` or returns a `Refusal`; it changes nothing.
 
 from __future__ import annotations
 
-from bnfold.carriers import activation, elementwise, join, linear, pair, pooling, resample, select, shape
+from bnfold.carriers import activation, clamp, elementwise, join, linear, pair, pooling, resample, select, shape
 from bnfold.decision import Reason, Refusal
 from bnfold.graph import Answer, Operator, Pending, PlacedAffine, Step
 from bnfold.views import (
@@ -14,6 +14,7 @@ from bnfold.views import (
     BatchNorm,
     Carrier,
     Cast,
+    Clamp,
     Concat,
     ConstantOperand,
     Homogeneous,
@@ -63,6 +64,8 @@ def pull(operator: Operator, wanted: PlacedAffine, pending: Pending, output: int
             return resample.pull_pad(operator, view, wanted, pending)
         case Homogeneous() as view:
             return activation.pull_homogeneous(operator, view, wanted)
+        case Clamp() as view:
+            return clamp.pull_clamp(operator, view, wanted, pending)
         case Sum() as view:
             return pair.pull_sum(operator, view, wanted)
         case Product() as view:
@@ -119,6 +122,8 @@ def push(operator: Operator, seen: dict[int, PlacedAffine], pending: Pending) ->
             return resample.push_pad(operator, view, one, pending)
         case Homogeneous() as view:
             return activation.push_homogeneous(operator, view, one)
+        case Clamp() as view:
+            return clamp.push_clamp(operator, view, one, pending)
         case Total() as view:
             return pooling.push_total(operator, view, one)
         case Negate():

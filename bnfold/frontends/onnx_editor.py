@@ -25,13 +25,13 @@ class Replacement:
     Attributes:
         op_type: The operator.
         stem: What is put behind the names of value and node; the last operator takes these names themselves.
-        constants: float64, by how they are called after that value.
+        constants: float64, by how they are called after that value; None for an input that is left out.
         attributes: Its attributes.
     """
 
     op_type: str
     stem: str
-    constants: Mapping[str, Float64Array] = field(default_factory=dict)
+    constants: Mapping[str, Float64Array | None] = field(default_factory=dict)
     attributes: Sequence[ir.Attr] = ()
 
 
@@ -174,23 +174,28 @@ class Editor:
         add = ir.Node("", "Add", [old, constant], outputs=[total], name=self.fresh(f"{node.name or name}_bias"))
         _graph_of(node).insert_after(node, add)
 
-    def replace(self, node: ir.Node, chain: Sequence[Replacement], dtype: np.dtype[Any]) -> list[ir.Value]:
-        """Put `chain` in the place of a BatchNorm; its end takes over the names of node and output, and the readers.
+    def replace(
+        self, node: ir.Node, chain: Sequence[Replacement], dtype: np.dtype[Any], *, position: int = 0
+    ) -> list[ir.Value]:
+        """Put `chain` in the place of a node; its end takes over the names of node and output, and the readers.
 
         Args:
-            node: The node; its first input goes in, its first output comes out.
+            node: The node; its first output comes out.
             chain: At least one operator.
             dtype: To which the constants are rounded, once.
+            position: Which of its inputs goes in.
 
         Returns:
             The output of each operator of the chain.
         """
         old = node.outputs[0]
-        name, parameters = old.name or node.op_type, [value for value in node.inputs[1:] if value is not None]
-        value, last, made = node.inputs[0], node, list[ir.Value]()
+        name, parameters = old.name or node.op_type, [v for i, v in enumerate(node.inputs) if i != position]
+        value, last, made = node.inputs[position], node, list[ir.Value]()
         for part in chain:
             constants = [
-                self._initializer(self._home(node), self.fresh(f"{name}_{stem}"), round_once(values, dtype))
+                None
+                if values is None
+                else self._initializer(self._home(node), self.fresh(f"{name}_{stem}"), round_once(values, dtype))
                 for stem, values in part.constants.items()
             ]
             is_end = part is chain[-1]
@@ -220,6 +225,13 @@ class Editor:
         _graph_of(node).remove(node, safe=True)
         for value in parameters:
             self.loosen(value)
+
+    def leave_out(self, node: ir.Node, position: int) -> None:
+        """Take away an optional input, if it is there."""
+        if position < len(node.inputs):
+            old = node.inputs[position]
+            node.replace_input_with(position, None)
+            self.loosen(old)
 
     def bypass(self, node: ir.Node, data: ir.Value, *, takes_name: bool) -> None:
         """Take `node` out: the readers of its output read `data`, which takes the output's name if it now equals it."""

@@ -29,14 +29,15 @@ from bnfold.frontends.onnx_context import (
     name_of,
 )
 from bnfold.frontends.onnx_linear import ConvSite, LinearSite
+from bnfold.frontends.onnx_read_clamp import Stored, stored_bounds
 from bnfold.frontends.onnx_read_linear import ReadLinear
 from bnfold.frontends.onnx_read_pointwise import constant_position
 from bnfold.frontends.onnx_readers import Reader, read
 from bnfold.frontends.onnx_scopes import Path, graph_at, values_of
 from bnfold.frontends.onnx_shapes import Shapes
-from bnfold.graph import Operator, Use, Value
+from bnfold.graph import Bounds, Operator, Use, Value
 from bnfold.linear import LinearParams
-from bnfold.views import ConstantOperand, View
+from bnfold.views import Clamp, ConstantOperand, View
 from bnfold.window_views import Pad
 
 #: The oldest version of the standard operators that the rules were checked against.
@@ -165,6 +166,14 @@ class OnnxGraph:
         array = self.context.constants.array(node.inputs[self.constant_position(operator)])
         return np.asarray(array, np.float64)
 
+    def bounds(self, operator: Operator) -> Bounds:
+        """The stored bounds of a clamp."""
+        return self.stored_bounds(operator).bounds
+
+    def stored_bounds(self, operator: Operator) -> Stored:
+        """The bounds of a clamp, and how they are stored."""
+        return stored_bounds(self.nodes[operator.index], self.context)
+
     def constant_position(self, operator: Operator) -> int:
         """Which input of the node is the constant operand."""
         position = constant_position(self.nodes[operator.index], self.context)
@@ -206,7 +215,7 @@ class OnnxGraph:
     def _inputs(self, node: ir.Node, view: View) -> list[ir.Value]:
         """The data first, then whatever else is no constant."""
         present = [v for v in node.inputs if v is not None]
-        if isinstance(view, ConstantOperand):
+        if isinstance(view, ConstantOperand | Clamp):
             return [v for v in present if self.context.constants.array(v) is None]
         first = input_at(node, 0)
         rest = [v for v in node.inputs[1:] if v is not None]

@@ -12,7 +12,8 @@ import onnx
 from onnx import AttributeProto, TensorProto
 
 from bnfold.errors import ModelError
-from bnfold.frontends.onnx_magnitude_tracks import Bound, TracksBuilder, where_of
+from bnfold.frontends.onnx_magnitude_clamps import clips, extremes
+from bnfold.frontends.onnx_magnitude_tracks import Bound, TracksBuilder, attribute_of, stored_at, where_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,8 +27,6 @@ _COPIES = frozenset((
     "Transpose", "Unsqueeze",
 ))
 # fmt: on
-# A Clip bound this large is how exporters write "no bound".
-_NO_BOUND = float(np.finfo(np.float32).max)
 
 
 def is_copy(node: NodeProto) -> bool:
@@ -41,7 +40,7 @@ def _passes(tracks: TracksBuilder, node: NodeProto) -> None:
         training = tracks.constants.get(node.input[2])
         if training is None or training.any():
             raise ModelError("no rounding bound is known for Dropout in training mode", where=where_of(node))
-    if node.op_type == "Cast" and _attribute(node, "to", 0) != TensorProto.DOUBLE:
+    if node.op_type == "Cast" and attribute_of(node, "to", 0) != TensorProto.DOUBLE:
         raise ModelError("no rounding bound is known for Cast to a type that is not float", where=where_of(node))
     tracks.set_bound(node.output[0], tracks.bound(node.input[0]))
 
@@ -64,8 +63,8 @@ def _moves(tracks: TracksBuilder, node: NodeProto) -> None:
 
 
 def _joins(tracks: TracksBuilder, node: NodeProto) -> None:
-    """Sums, means, maxima, minima, Concat and Where: the errors combine as the magnitudes do."""
-    op_type = {"Sub": "Add", "Min": "Max"}.get(node.op_type, node.op_type)
+    """Sums, means, Concat and Where: the errors combine as the magnitudes do."""
+    op_type = {"Sub": "Add"}.get(node.op_type, node.op_type)
     selector = [tracks.exact(node.input[0], node)] if node.op_type == "Where" else []
     bounds = [tracks.bound(name) for name in node.input[len(selector) :]]
     magnitude = tracks.node(op_type, selector + [b.magnitude for b in bounds], node.attribute)
@@ -112,7 +111,7 @@ def _divides(tracks: TracksBuilder, node: NodeProto) -> None:
         error = tracks.node("Div", [data.error, fed.magnitude]) if data.error else None
         tracks.set_bound(node.output[0], Bound(tracks.node("Div", [data.magnitude, fed.magnitude]), error))
         return
-    divisor = np.abs(_stored(tracks, node, 1))
+    divisor = np.abs(stored_at(tracks, node, 1))
     magnitude = tracks.node("Div", [data.magnitude, tracks.constant(divisor)])
     error = tracks.node("Div", [tracks.enlarged(data, 1.0), tracks.constant(divisor * (1 - tracks.roundoff))])
     tracks.set_bound(node.output[0], Bound(magnitude, error))
@@ -124,10 +123,10 @@ def _normalises(tracks: TracksBuilder, node: NodeProto) -> None:
     s is off by at most `r*u` of itself, `r = ((1 + u)/sqrt(1 - u) - 1)/u`, 3/2 for u -> 0, so that
     `E = (1 + r*u)*|s|*(Ex + |mean|) + r*|s|*(Mx + |mean|) + |beta|`.
     """
-    if _attribute(node, "training_mode", 0) or sum(bool(o) for o in node.output) > 1:
+    if attribute_of(node, "training_mode", 0) or sum(bool(o) for o in node.output) > 1:
         raise ModelError("no rounding bound is known for BatchNormalization in training mode", where=where_of(node))
     data, u = tracks.bound(node.input[0]), tracks.roundoff
-    gamma, beta, mean, var = (_stored(tracks, node, i) for i in range(1, 5))
+    gamma, beta, mean, var = (stored_at(tracks, node, i) for i in range(1, 5))
     ratio = ((1 + u) / np.sqrt(1 - u) - 1) / u if u else 1.5
 
     def apply(x: str, scale: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]) -> str:
@@ -147,7 +146,7 @@ def _leaks(tracks: TracksBuilder, node: NodeProto) -> None:
         bound = tracks.bound(node.input[1])
         larger = tracks.node("Max", [tracks.enlarged(bound, tracks.roundoff), tracks.constant(np.ones(()))])
     else:
-        larger = tracks.constant(np.asarray(max(1.0, abs(float(_attribute(node, "alpha", np.float32(0.01)))))))
+        larger = tracks.constant(np.asarray(max(1.0, abs(float(attribute_of(node, "alpha", np.float32(0.01)))))))
     magnitude = tracks.node("Mul", [data.magnitude, larger])
     error = tracks.node("Mul", [data.error, larger]) if data.error else None
     if bound is not None and bound.error is not None:
@@ -156,29 +155,12 @@ def _leaks(tracks: TracksBuilder, node: NodeProto) -> None:
     tracks.set_bound(node.output[0], Bound(magnitude, error))
 
 
-def _clips(tracks: TracksBuilder, node: NodeProto) -> None:
-    """Clip to [lo, hi]: `M = max(Mx, lo, -hi)`, and as it is 1-Lipschitz in all three, `E = max(Ex, |lo|, |hi|)`."""
-    data = tracks.bound(node.input[0])
-    inputs = {name: i for name, i in (("min", 1), ("max", 2)) if len(node.input) > i and node.input[i]}
-    limits = {name: _stored(tracks, node, i) for name, i in inputs.items()}
-    limits.update((a.name, np.asarray(np.float64(a.f))) for a in node.attribute if a.name in {"min", "max"})
-    limits = {name: value for name, value in limits.items() if np.all(np.abs(value) < _NO_BOUND)}
-    floor = max([0.0, *(float(v.max()) if k == "min" else float(-v.min()) for k, v in limits.items())])
-    magnitude, error = data.magnitude, data.error
-    if floor:
-        magnitude = tracks.node("Max", [magnitude, tracks.constant(np.asarray(floor))])
-    if limits:
-        own = tracks.constant(np.asarray(max(float(np.abs(v).max()) for v in limits.values())))
-        error = tracks.node("Max", [tracks.error_or_zeros(data), own])
-    tracks.set_bound(node.output[0], Bound(magnitude, error))
-
-
 def _pads(tracks: TracksBuilder, node: NodeProto) -> None:
     """Pad: both tracks are padded alike, with |v|; a v that is stored, as tensor or attribute, has the error |v|."""
     data = tracks.bound(node.input[0])
     others = [tracks.exact(name, node) if i != 1 else name for i, name in enumerate(node.input[1:])]
     stored = len(others) > 1 and bool(others[1])
-    size = np.abs(_stored(tracks, node, 2)) if stored else None
+    size = np.abs(stored_at(tracks, node, 2)) if stored else None
 
     rounded = stored or any(a.name == "value" for a in node.attribute)
 
@@ -199,7 +181,7 @@ def _resamples(tracks: TracksBuilder, node: NodeProto) -> None:
     """
     data = tracks.bound(node.input[0])
     others = [tracks.exact(name, node) for name in node.input[1:]]
-    cubic = _attribute(node, "mode", b"nearest") == b"cubic"
+    cubic = attribute_of(node, "mode", b"nearest") == b"cubic"
     op_type, domain = ("AbsoluteResize", "bnfold") if cubic else (node.op_type, "")
 
     def apply(x: str, keep: float) -> str:
@@ -222,37 +204,24 @@ def _standardises(tracks: TracksBuilder, node: NodeProto) -> None:
     if data.error is not None or sum(bool(o) for o in node.output) > 1:
         what = f"no rounding bound is known for {node.op_type} after a stored number, or with a second output"
         raise ModelError(what, where=where_of(node))
-    first_axis = {"InstanceNormalization": 2, "GroupNormalization": 1}.get(node.op_type, _attribute(node, "axis", -1))
+    first_axis = {"InstanceNormalization": 2, "GroupNormalization": 1}.get(node.op_type, attribute_of(node, "axis", -1))
     flat = tracks.node("Flatten", [data.magnitude], [onnx.helper.make_attribute("axis", first_axis)])
     size = tracks.node("Gather", [tracks.node("Shape", [flat]), tracks.constant(np.asarray(1))])
     count = tracks.node("Cast", [size], [onnx.helper.make_attribute("to", int(TensorProto.DOUBLE))])
-    groups = tracks.constant(np.asarray(float(_attribute(node, "num_groups", 1))))
+    groups = tracks.constant(np.asarray(float(attribute_of(node, "num_groups", 1))))
     root = tracks.node("Sqrt", [tracks.node("Div", [count, groups])])
     # Of zeros the operator returns its bias, in the right shape; epsilon may be zero, and 0/0 is no number.
     attributes = [a for a in node.attribute if a.name != "epsilon"]
     attributes.append(onnx.helper.make_attribute("epsilon", 1.0))
-    scale, zeros = _stored(tracks, node, 1), tracks.zeros_like(data.magnitude)
+    scale, zeros = stored_at(tracks, node, 1), tracks.zeros_like(data.magnitude)
 
     def spread(value: np.ndarray[Any, Any]) -> str:
         return tracks.node(node.op_type, [zeros, tracks.constant(scale), tracks.constant(np.abs(value))], attributes)
 
     total = tracks.node("Mul", [root, spread(scale)])
     if len(node.input) > 2 and node.input[2]:
-        total = tracks.node("Add", [total, spread(_stored(tracks, node, 2))])
+        total = tracks.node("Add", [total, spread(stored_at(tracks, node, 2))])
     tracks.set_bound(node.output[0], Bound(total, total))
-
-
-def _stored(tracks: TracksBuilder, node: NodeProto, index: int) -> np.ndarray[Any, Any]:
-    """The constant at an input of the node."""
-    found = tracks.constants.get(node.input[index])
-    if found is None:
-        what = f"no rounding bound is known for {node.op_type} with a computed '{node.input[index]}'"
-        raise ModelError(what, where=where_of(node))
-    return found
-
-
-def _attribute(node: NodeProto, name: str, default: Any) -> Any:
-    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def _absolute(attribute: AttributeProto) -> AttributeProto:
@@ -269,13 +238,15 @@ _MOVING = (
 RULES: Final[dict[str, Callable[[TracksBuilder, NodeProto], None]]] = {
     **dict.fromkeys(("Abs", "Cast", "Dropout", "Identity", "Neg", "Relu"), _passes),
     **dict.fromkeys(_MOVING, _moves),
-    **dict.fromkeys(("Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum", "Where"), _joins),
+    **dict.fromkeys(("Add", "Concat", "Mean", "Sub", "Sum", "Where"), _joins),
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul", "Mul"), _multiplies),
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization", "LayerNormalization"), _standardises),
     "BatchNormalization": _normalises,
-    "Clip": _clips,
+    "Clip": clips,
     "Div": _divides,
     "LeakyRelu": _leaks,
+    "Max": extremes,
+    "Min": extremes,
     "PRelu": _leaks,
     "Pad": _pads,
     "Resize": _resamples,

@@ -204,3 +204,21 @@ class TracksBuilder:
 def where_of(node: NodeProto) -> str:
     """The node's name, or its outputs when it has none."""
     return node.name or ", ".join(node.output)
+
+
+def stored_at(tracks: TracksBuilder, node: NodeProto, index: int) -> Array:
+    """The constant at an input of the node.
+
+    Raises:
+        ModelError: It is computed.
+    """
+    found = tracks.constants.get(node.input[index])
+    if found is None:
+        what = f"no rounding bound is known for {node.op_type} with a computed '{node.input[index]}'"
+        raise ModelError(what, where=where_of(node))
+    return found
+
+
+def attribute_of(node: NodeProto, name: str, default: Any) -> Any:
+    """An attribute's value, or the default."""
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)

@@ -72,7 +72,7 @@ def read_negate(_node: ir.Node, _context: Context) -> View:
 
 
 def read_homogeneous(_node: ir.Node, _context: Context) -> View:
-    """Relu, LeakyRelu and PRelu: `f(c*x) = c*f(x)` for c > 0, whatever the slope."""
+    """LeakyRelu and PRelu: `f(c*x) = c*f(x)` for c > 0, whatever the slope."""
     return Homogeneous()
 
 

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from bnfold.decision import Reason
+from bnfold.frontends import onnx_read_clamp as clamp
 from bnfold.frontends import onnx_read_pointwise as pointwise
 from bnfold.frontends import onnx_read_quantised as quantised
 from bnfold.frontends import onnx_read_select as select
@@ -36,6 +37,7 @@ READERS: dict[str, Reader] = {
     "BatchNormalization": read_batchnorm,
     "Cast": shape.read_cast,
     "CastLike": shape.read_cast,
+    "Clip": clamp.read_clip,
     "Concat": shape.read_concat,
     "ConvInteger": quantised.read_integer_operator,
     "DepthToSpace": select.read_depth_to_space,
@@ -50,7 +52,9 @@ READERS: dict[str, Reader] = {
     "Identity": shape.read_same,
     "LeakyRelu": pointwise.read_homogeneous,
     "MatMulInteger": quantised.read_integer_operator,
+    "Max": clamp.read_extremum,
     "MaxPool": windows.read_pool,
+    "Min": clamp.read_extremum,
     "Mul": pointwise.read_arithmetic,
     "Neg": pointwise.read_negate,
     "PRelu": pointwise.read_homogeneous,
@@ -61,7 +65,7 @@ READERS: dict[str, Reader] = {
     "ReduceMax": windows.read_reduce,
     "ReduceMean": windows.read_reduce,
     "ReduceSum": windows.read_reduce,
-    "Relu": pointwise.read_homogeneous,
+    "Relu": clamp.read_relu,
     "Reshape": shape.read_reshape,
     "Resize": windows.read_resize,
     "Slice": select.read_slice,
@@ -77,7 +81,7 @@ READERS: dict[str, Reader] = {
 #: Standard operators through which no affine can pass, so that "no rule" would promise too much.
 _NOT_LINEAR = frozenset(
     """
-    ArgMax ArgMin Celu Clip Elu Erf Exp Gelu GroupNormalization HardSigmoid HardSwish InstanceNormalization LRN
+    ArgMax ArgMin Celu Elu Erf Exp Gelu GroupNormalization HardSigmoid HardSwish InstanceNormalization LRN
     LayerNormalization Log LogSoftmax LpNormalization LpPool MeanVarianceNormalization Mish NonMaxSuppression
     Pow RMSNormalization Reciprocal Round Selu Sigmoid Softmax Softplus Softsign Sqrt Swish Tanh
     ThresholdedRelu TopK

@@ -21,6 +21,7 @@ from bnfold.frontends.onnx_context import LEFT, marked
 from bnfold.frontends.onnx_editor import Editor, Replacement
 from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_scopes import values_of
+from bnfold.frontends.onnx_write_clamp import write_bounds
 from bnfold.graph import Operator, PlacedAffine
 from bnfold.leftover_forms import Leftover, Part
 from bnfold.requantising import requantised
@@ -86,6 +87,7 @@ def _positions(graph: OnnxGraph, plan: FoldPlan) -> dict[int, int]:
 def _write_one(graph: OnnxGraph, plan: FoldPlan, positions: dict[int, int], editor: Editor) -> list[ir.Value]:
     """Change one graph; returns what the operators that are left of BatchNorms compute."""
     values = values_of(graph.graph)
+    clamps = {index: graph.stored_bounds(graph.operators[index]) for index in plan.bench.clamps}
     for fold in plan.bench.folds:
         _rename(fold, values, editor)
         if isinstance(fold, Merge):
@@ -94,6 +96,9 @@ def _write_one(graph: OnnxGraph, plan: FoldPlan, positions: dict[int, int], edit
             for operator in fold.source.operators:
                 _take_out(graph, operator, positions, editor, takes_name=fold.direction == "pull")
     _store(graph, plan, positions, editor)
+    for index, stored in clamps.items():
+        node = graph.nodes[index]
+        write_bounds(node, graph.context.version(node), stored, plan.bench.clamps[index], editor)
     return [value for leftover in plan.leftovers for value in _leave(graph, leftover, positions, editor)]
 
 
