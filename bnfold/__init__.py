@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from bnfold.frontends.onnx_pass import FoldBatchNormPass
+    from bnfold.manifest import Manifest
     from bnfold.report.model import Report, Size
+    from bnfold.unfolding import UnfoldResult, unfold
     from bnfold.verification import Verification
 
 __version__ = "0.1.0"
@@ -49,7 +51,9 @@ _HOME = {
         "VerificationError",
     ),
     "bnfold.frontends.onnx_pass": ("FoldBatchNormPass",),
+    "bnfold.manifest": ("Manifest",),
     "bnfold.report.model": ("Report", "Size"),
+    "bnfold.unfolding": ("UnfoldResult", "unfold"),
     "bnfold.verification": ("Verification",),
 }
 
@@ -64,6 +68,7 @@ __all__ = [
     "InternalError",
     "Kept",
     "MachineError",
+    "Manifest",
     "MissingPackageError",
     "ModelError",
     "ProviderError",
@@ -73,6 +78,7 @@ __all__ = [
     "Report",
     "Size",
     "Subject",
+    "UnfoldResult",
     "UsageError",
     "Verification",
     "VerificationError",
@@ -80,6 +86,7 @@ __all__ = [
     "inspect",
     "load",
     "save",
+    "unfold",
     "verify",
 ]
 

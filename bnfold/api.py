@@ -23,8 +23,10 @@ from bnfold.frontends.onnx_fold import ModelPlan, Settings, plan_model
 from bnfold.frontends.onnx_readers import Reader
 from bnfold.frontends.onnx_regions import Cutter
 from bnfold.frontends.onnx_simplify import simplified
+from bnfold.history import History, Wish
 from bnfold.leftover_forms import Form
 from bnfold.localcheck import LocalCheck, local_check
+from bnfold.manifest import Manifest
 from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
 from bnfold.report.model import Report, Size
@@ -48,10 +50,12 @@ class FoldResult:
     Attributes:
         model: The folded model; the original is as it was.
         report: Decisions, sizes and verification.
+        manifest: How to undo the fold (and the folds before it that `model` knew of), where one was asked for.
     """
 
     model: ir.Model
     report: Report
+    manifest: Manifest | None = None
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -114,6 +118,7 @@ def fold(  # noqa: PLR0913
     simplify: bool = False,
     readers: Readers | None = None,
     verify: bool = True,
+    manifest: Wish = None,
     providers: Sequence[str] = ("cpu",),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
@@ -132,6 +137,8 @@ def fold(  # noqa: PLR0913
         simplify: As `inspect`.
         readers: As `inspect`.
         verify: Whether to check the result; without it, the metadata of the model says that it was not.
+        manifest: Whether to note how `bnfold.unfold` can undo the fold: "apart" in the result alone, "embed" in the
+            metadata of the model too. A model that carries a manifest goes on carrying one.
         providers: Execution providers of onnxruntime to check on: "cpu", "cuda".
         shapes: Shapes of inputs by name, where the model leaves them open.
         seed: Seed of the inputs of the check.
@@ -148,11 +155,14 @@ def fold(  # noqa: PLR0913
     given, name = _opened(model)
     original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()
+    history = History(manifest, original, folded, simplified=simplify)
     settings = Settings(_selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(folded, settings)
     spans = [graph.spans() for graph, _ in planned.parts]
     notes += _merges(planned) + _roundings(planned)
+    history.note(planned)
     written = planned.write()
+    notes += history.notes
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
     report = Report(name, planned.decisions, _size(original), _size(folded), notes=notes)
@@ -162,7 +172,7 @@ def fold(  # noqa: PLR0913
         report = Report(name, planned.decisions, report.before, report.after, checked, notes)
         _demand(report)
     planned.record(report.verification.providers if report.verification else ())
-    return FoldResult(folded, report)
+    return FoldResult(folded, report, history.extended(folded))
 
 
 def verify(  # noqa: PLR0913

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from bnfold import __version__
-from bnfold.cli_options import checking, reading, showing
+from bnfold.cli_options import EMBED, checking, manifest_option, reading, showing
+from bnfold.cli_unfold import beside, check_targets, unfold_command
 
 if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
-    import os
-
     from rich.console import Console
 
     from bnfold.leftover_forms import Form
@@ -31,7 +30,7 @@ _EPILOG = (
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EPILOG,
     options_metavar="",
-    subcommand_metavar="[fold] MODEL -o OUTPUT | inspect MODEL | verify BEFORE AFTER",
+    subcommand_metavar="[fold] MODEL -o OUTPUT | inspect MODEL | verify BEFORE AFTER | unfold MODEL -o OUTPUT",
 )
 @click.version_option(__version__, prog_name="bnfold", message="%(prog)s %(version)s")
 def commands() -> None:
@@ -48,6 +47,7 @@ def commands() -> None:
 @reading
 @click.option("--require-all", is_flag=True, help="Write nothing if a BatchNorm stays that --keep and --only allow.")
 @click.option("--no-verify", is_flag=True, help="Do not check the result; the model's metadata will say so.")
+@manifest_option
 @checking
 @showing
 def fold_command(  # noqa: PLR0913  # one parameter for each option
@@ -63,6 +63,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     simplify: bool,
     require_all: bool,
     no_verify: bool,
+    manifest: str | None,
     providers: tuple[str, ...],
     shapes: dict[str, tuple[int, ...]],
     seed: int,
@@ -74,7 +75,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     from bnfold.errors import VerificationError  # noqa: PLC0415
     from bnfold.report.model import Report  # noqa: PLC0415
 
-    _check_output(model, output)
+    check_targets([output, *([] if manifest in (None, EMBED) else [manifest])], [model])
     console = terminal.open_console(quiet)
     try:
         with terminal.progress(console, f"folding {model}") as tell:
@@ -88,6 +89,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
                 leftover=leftover,
                 simplify=simplify,
                 verify=not no_verify,
+                manifest=None if manifest is None else "embed" if manifest == EMBED else "apart",
                 providers=providers,
                 shapes=shapes,
                 seed=seed,
@@ -102,7 +104,8 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
         _show_fold(console, result.report, as_json)
         terminal.say(against)
         return NOT_DONE
-    api.save(result.model, output)
+    with beside(result, manifest):
+        api.save(result.model, output)
     _show_fold(console, result.report, as_json)
     if not as_json:
         report = result.report
@@ -185,16 +188,6 @@ def verify_command(  # noqa: PLR0913
     return NOT_DONE if found.failed else DONE
 
 
-def _check_output(model: str, output: str) -> None:
-    """Refuse at once what the fold could not write in the end, or must not."""
-    from bnfold.frontends.onnx_files import check_target, external_files, load  # noqa: PLC0415
-
-    sources: list[str | os.PathLike[str]] = [model]
-    check_target(output, sources)
-    if Path(output).exists() and Path(model).is_file():  # it may be where the model keeps its weights
-        check_target(output, [file for file, _ in external_files(load(model))])
-
-
 def _show_fold(console: Console, report: Report, as_json: bool) -> None:
     from bnfold import terminal  # noqa: PLC0415
     from bnfold.report.json_report import report_json  # noqa: PLC0415
@@ -210,3 +203,6 @@ def _name(path: str) -> str:
     from bnfold.wording import printable  # noqa: PLC0415
 
     return printable(click.format_filename(path))
+
+
+commands.add_command(unfold_command)

@@ -49,11 +49,23 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return declare
 
 
+_only = click.option("--only", metavar="REGEX", callback=_regex, help="Only the BatchNorms whose name it matches.")
+
+#: In the place of a path: the manifest is in the model's own metadata.
+EMBED = "embed"
+
+manifest_option = click.option(
+    "--manifest",
+    metavar="PATH|embed",
+    help="Where it is noted how to undo the fold: a file, or the model's own metadata.",
+)
+
+
 def reading(command: Command) -> Command:
     """What decides which BatchNorms are folded."""
     return _together(
         click.option("--keep", metavar="REGEX", callback=_regex, help="Keep the BatchNorms whose name it matches."),
-        click.option("--only", metavar="REGEX", callback=_regex, help="Fold only those whose name it matches."),
+        _only,
         click.option(
             "--keep-overridable", is_flag=True, help="Keep weights that are inputs overridable by the caller."
         ),
@@ -94,6 +106,15 @@ def checking(command: Command) -> Command:
             help="The shape of an input whose size the model leaves open; may be repeated.",
         ),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."),
+    )(command)
+
+
+def undoing(command: Command) -> Command:
+    """Which folds are undone, and from what."""
+    return _together(
+        manifest_option,
+        _only,
+        click.option("--all", "every", is_flag=True, help="Undo every fold that is known, not only the last."),
     )(command)
 
 

@@ -27,6 +27,7 @@ from bnfold.leftovers import leave
 from bnfold.localcheck import local_check
 from bnfold.runtime import open_session
 from tests.random_graphs import RandomGraph
+from tests.undone import undone, whole
 
 Array = np.ndarray[Any, Any]
 
@@ -59,7 +60,7 @@ class Findings:
 def examine(graph: RandomGraph, *, runtime: bool = False, leftover: Form = "keep", reduce: bool = False) -> Findings:
     """Fold the graph in every way and look; with `runtime` also on onnxruntime in the model's own dtype."""
     onnx.checker.check_model(graph.model, full_check=True)
-    fold = partial(bnfold.fold, verify=False, leftover=leftover, reduce=reduce)
+    fold = partial(bnfold.fold, verify=False, leftover=leftover, reduce=reduce, manifest="apart")
     folded = fold(ir.from_proto(graph.model))
     after = ir.to_proto(folded.model)
     found = Findings(folded.decisions, operators=Counter(node.op_type for node in graph.model.graph.node))
@@ -94,10 +95,13 @@ def _free_inputs(model: ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def _repeated(before: ModelProto, after: ModelProto, fold: Callable[[ir.Model], bnfold.FoldResult]) -> list[str]:
-    """The same bytes again from the same model; nothing more from the folded one."""
+    """The same bytes again from the same model, and back; nothing more from the folded one."""
     failures = []
-    if _bytes(ir.to_proto(fold(ir.from_proto(before)).model)) != _bytes(after):
+    second = fold(ir.from_proto(before))
+    if _bytes(ir.to_proto(second.model)) != _bytes(after):
         failures.append("a second run gives other bytes")
+    if whole(undone(second)) != whole(before):
+        failures.append("undone, it is not the original")
     again = fold(ir.from_proto(after))
     if any(isinstance(d, Folded) for d in again.decisions):
         failures.append("a fold of the folded model folds more")

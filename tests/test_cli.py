@@ -202,9 +202,10 @@ def test_every_command_has_its_flags() -> None:
     )
     checking = {"--provider", "--shape", "--seed"}
     assert found == {
-        "fold": {"--output", "--require-all", "--no-verify"} | reading | checking | showing,
+        "fold": {"--output", "--require-all", "--no-verify", "--manifest"} | reading | checking | showing,
         "inspect": reading | showing,
         "verify": checking | showing,
+        "unfold": {"--output", "--manifest", "--only", "--all"} | showing,
     }
 
 

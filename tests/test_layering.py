@@ -30,7 +30,12 @@ def row(layer: int, modules: str, imports: str, outside: str) -> Group:
 # A module name ending in ".*" stands for a package and all in it.
 TABLE = {
     "values": row(0, "affine decision errors rounding", "", "numpy ml_dtypes"),
-    "arrays": row(1, "linear embedding quantised moments comparison", "values", "numpy"),
+    "arrays": row(
+        1,
+        "linear embedding quantised moments comparison packing manifest manifest_json manifest_files",
+        "values",
+        "numpy",
+    ),
     "graph": row(2, "window_views views graph", "values arrays", "numpy"),
     "carriers": row(3, "carriers.*", "values arrays graph", "numpy"),
     "frontends": row(3, "frontends.*", "values arrays graph", "numpy onnx onnx_ir onnxsim"),
@@ -49,10 +54,15 @@ TABLE = {
         "numpy onnx onnx_ir",
     ),
     "report": row(5, "report.*", "values arrays checks", ""),
-    "library": row(6, "__init__ api", "values arrays graph carriers frontends machine engine checks report", "onnx_ir"),
+    "library": row(
+        6,
+        "__init__ api history unfolding",
+        "values arrays graph carriers frontends machine engine checks report",
+        "onnx_ir",
+    ),
     "program": row(
         6,
-        "__main__ cli cli_commands cli_options terminal wording",
+        "__main__ cli cli_commands cli_options cli_unfold terminal wording",
         "values arrays graph carriers frontends machine engine checks report library",
         "click rich",
     ),
@@ -64,6 +74,7 @@ EXCEPTIONS = {
     "frontends.onnx_write": {"bench", "changes", "folding", "leftover_forms", "requantising"},
     # which calls to write out is known when all graphs are planned
     "frontends.onnx_fold": {"folding", "leftover_forms", "leftovers"},
+    "frontends.onnx_manifest": {"changes", "folding"},  # notes what a plan does
     "constantcheck": {
         "frontends.onnx_evaluate",  # what was computed
         "frontends.onnx_float64",  # as localcheck
@@ -86,7 +97,7 @@ EXCEPTIONS = {
 ON_DEMAND = {"onnxruntime", "onnxsim", "torch", "ml_dtypes"}
 
 #: The modules that talk to the user; no other one prints, exits, or knows stdout and stderr.
-SPEAKERS = {"__main__", "cli", "cli_commands", "terminal"}
+SPEAKERS = {"__main__", "cli", "cli_commands", "cli_unfold", "terminal"}
 
 
 @dataclass(frozen=True)
