@@ -45,7 +45,7 @@ class Fold:
     @property
     def is_drop(self) -> bool:
         """Whether the source was the identity, and its readers read its input now."""
-        return not (self.into or self.through or self.left)
+        return not (self.into or self.through or self.values or self.left)
 
     @property
     def operators(self) -> tuple[Operator, ...]:

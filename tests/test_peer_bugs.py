@@ -414,7 +414,7 @@ def test_what_is_rounded_between_a_conv_and_its_batchnorm_stays_on_its_grid() ->
         return norm(torch.clamp(torch.round(F.conv2d(c.x, c.w) / c.s), -128, 127) * c.s, c)
 
     wrong: Compute = lambda c: torch.clamp(torch.round(norm(F.conv2d(c.x, c.w), c) / c.s), -128, 127) * c.s  # noqa: E731
-    holds(text, right, wrong, folded=0, kept=[Reason.OPERATOR_HAS_NO_RULE], values={"s": 0.25, "z": 0})
+    holds(text, right, wrong, folded=0, kept=[Reason.ROUNDED_TO_A_GRID], values={"s": 0.25, "z": 0})
 
 
 # Crashes, invalid output, lost outputs
