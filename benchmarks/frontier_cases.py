@@ -231,4 +231,41 @@ BODIES = (
          data=("x", "flag")),
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = (*BACKWARD, *FORWARD, *TRAPS, *BODIES)
+_SAME = "pads=[1,1,1,1]"
+_SQUARE = "float[N,4,8,8] x, float[4,4,3,3] w"
+
+BLOCKS = (
+    Case("repvgg", "RepVGG block: 3x3, 1x1 and identity, each with its BN",
+         f"{_SQUARE}, float[4,4,1,1] u, {_norm(4)}, {_norm(4, '2')}, {_norm(4, '3')}",
+         f"c = Conv <{_SAME}> (x, w) {_bn('a', 'c')} d = Conv (x, u) {_bn('b', 'd', '2')} {_bn('i', 'x', '3')}"
+         "s = Add (a, b) y = Add (s, i)", batchnorms=3),
+    Case("repmixer", "RepMixer block (FastViT): x + scale*(dw(x) - BN(x))",
+         f"float[N,4,8,8] x, float[4,1,3,3] w, float[4,1,1] scale, {_norm(4)}, {_norm(4, '2')}",
+         f"c = Conv <{_SAME}, group=4> (x, w) {_bn('a', 'c')} {_bn('b', 'x', '2')} d = Sub (a, b)"
+         "m = Mul (d, scale) y = Add (x, m)", batchnorms=2),
+    Case("sum", "Add(Conv, Conv) → BN", f"{_SQUARE}, float[4,4,3,3] u, {_norm(4)}",
+         f"r = Relu (x) c = Conv (x, w) d = Conv (r, u) s = Add (c, d) {_bn('y', 's')}"),
+    Case("two-readers", "Conv → BN and, beside it, Conv → Conv", f"{_CONV}, float[4,4,3,3] u, {_norm(4)}",
+         f"c = Conv (x, w) {_bn('n', 'c')} y = Sigmoid (n) d = Conv (c, u) z = Relu (d)",
+         "float[N,4,?,?] y, float[N,4,?,?] z"),
+    Case("dense", "dense block: two BNs → ReLU → Conv read one Concat",
+         f"{_CONV}, float[2,3,3,3] u, float[3,6,3,3] v, {_norm(6)}, {_norm(6, '2')}",
+         f"c = Conv (x, w) d = Conv (x, u) k = Concat <axis=1> (c, d) {_bn('a', 'k')} r = Relu (a)"
+         f"y = Conv <{_SAME}> (r, v) {_bn('b', 'k', '2')} q = Relu (b) z = Conv <{_SAME}> (q, v)",
+         "float[N,3,?,?] y, float[N,3,?,?] z", batchnorms=2, left=1, reason=Reason.VALUE_HAS_OTHER_READERS),
+    Case("relu1d", "BN → ReLU → Conv1d", f"float[N,3,20] x, float[4,3,3] w, float[3] positive_gamma, "
+         "float[3] beta, float[3] mean, float[3] var",
+         "n = BatchNormalization (x, positive_gamma, beta, mean, var) r = Relu (n) y = Conv (r, w)",
+         "float[N,4,?] y"),
+    Case("pixel-shuffle", "Conv → DepthToSpace → BN", f"{_X}, float[8,3,3,3] w, {_norm(2)}",
+         f'c = Conv (x, w) p = DepthToSpace <blocksize=2, mode="CRD"> (c) {_bn("y", "p")}', "float[N,2,?,?] y"),
+    Case("halves", "Conv → Split → BN on one half", f"{_CONV}, {_norm(2)}",
+         f"c = Conv (x, w) p, q = Split <axis=1> (c, halves) {_bn('n', 'p')} y = Concat <axis=1> (n, q)",
+         constants={"halves": _ints(2, 2)}),
+    Case("quantised", "int8 weights → DequantizeLinear → Conv → BN",
+         f"{_X}, int8[4,3,3,3] q, float[4] positive_scale, {_norm(4)}",
+         f"w = DequantizeLinear <axis=0> (q, positive_scale) c = Conv (x, w) {_bn('y', 'c')}",
+         opset=19),
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = (*BACKWARD, *FORWARD, *BLOCKS, *TRAPS, *BODIES)
