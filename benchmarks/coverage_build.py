@@ -144,8 +144,9 @@ def _enlivened(net: Net) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(_SEED)
     module = build(net).requires_grad_(False)
     _open_branches(module)
+    _lift_biases(module, net.lift)
     images = torch.randn(CALIBRATION, 3, net.size, net.size)
-    enliven(module, images, seed=_SEED + 2)
+    enliven(module, images, seed=_SEED + 2, gain=net.gain)
     return module, images
 
 
@@ -154,6 +155,12 @@ def _open_branches(module: nn.Module) -> None:
     for value in module.parameters():
         if value.ndim and 0 < float(value.abs().max()) <= _SHUT and float(value.min()) == float(value.max()):
             value.uniform_(0.3, 0.7)
+
+
+def _lift_biases(module: nn.Module, lift: float) -> None:
+    for convolution in module.modules():
+        if type(convolution).__name__ == "Conv2d" and convolution.bias is not None:
+            convolution.bias += lift
 
 
 def _exported(module: nn.Module, images: Tensor) -> onnx.ModelProto:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -109,8 +110,14 @@ def _built(net: Net, folder: Path, limits: Limits) -> str:
     kind, _, said = _process(["benchmarks.coverage_build", net.name, str(folder)], limits)
     if (folder / "facts.json").exists():
         return ""
-    lines = said.strip().splitlines()
-    return f"not built: {kind}, {lines[-1] if lines else 'it said nothing'}"
+    return f"not built: {kind}, {_message(said)}"
+
+
+def _message(said: str) -> str:
+    """The exception that a process ended with, or its last line."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return (raised or lines)[-1]
 
 
 def _tried(tool: str, folder: Path, stem: str, limits: Limits) -> tuple[Outcome, Any]:
@@ -156,5 +163,5 @@ def _process(module: Sequence[str], limits: Limits) -> tuple[str, float, str]:
         )
     except subprocess.TimeoutExpired:
         return "TIMEOUT", time.monotonic() - start, f"no result after {limits.seconds:g} seconds"
-    said = f"{done.stderr.decode(errors='replace')}\nended with code {done.returncode}"
+    said = done.stderr.decode(errors="replace").strip() or f"ended with code {done.returncode} and no word"
     return "CRASH" if done.returncode else "done", time.monotonic() - start, said
