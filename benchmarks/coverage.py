@@ -49,10 +49,10 @@ def as_json(found: Sequence[Examined]) -> str:
     return json.dumps([asdict(examined) for examined in found], indent=1) + "\n"
 
 
-def examined(nets: Sequence[Net], cache: Path, limits: Limits, jobs: int) -> Iterator[Examined]:
+def examined(nets: Sequence[Net], cache: Path, limits: Limits, jobs: int, tools: Sequence[str]) -> Iterator[Examined]:
     """The rows in the order of `nets`; the progress goes to stderr as they are finished."""
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(examine, net, cache, limits) for net in nets]
+        waiting = [pool.submit(examine, net, cache, limits, tools) for net in nets]
         for place, (net, future) in enumerate(zip(nets, waiting, strict=True), start=1):
             row = future.result()
             outcomes = " ".join(f"{tool}={table.cell(outcome)}" for tool, outcome in row.outcomes.items())
@@ -64,6 +64,7 @@ def main() -> None:
     """Run what is asked for and print or write the table."""
     parser = argparse.ArgumentParser(description="How many BatchNorms every tool leaves in real architectures.")
     parser.add_argument("--only", default="", metavar="REGEX", help="only architectures in whose name it is found")
+    parser.add_argument("--tools", default="", metavar="REGEX", help="only tools in whose name it is found")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="architectures at the same time")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here instead of to stdout")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here, for programs")
@@ -72,7 +73,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "bnfold-coverage", metavar="DIR")
     given = parser.parse_args()
     nets = [net for net in NETS if re.search(given.only, net.name)]
-    found = list(examined(nets, given.cache, Limits(given.seconds, given.memory), given.jobs))
+    tools = [tool for tool in TOOLS if re.search(given.tools, tool)]
+    found = list(examined(nets, given.cache, Limits(given.seconds, given.memory), given.jobs, tools))
     if given.json:
         given.json.write_text(as_json(found), encoding="utf-8")
     if given.markdown:

@@ -1,8 +1,8 @@
-"""Makes one architecture into a file with every BatchNorm, and its truth: `python -m benchmarks.coverage_build NAME DIR`.
+"""Makes one architecture into a file that keeps every BatchNorm, and its truth in float64.
 
+`python -m benchmarks.coverage_build NAME DIR` leaves `DIR/original.onnx`, `DIR/truth.npz` and `DIR/facts.json`.
 Statistics are those of one random batch, moved a little, gammas of both signs (`tests/zoo/lively.py`). The truth is the
-torch module in float64 on the float32 weights of the file. `DIR/original.onnx`, `DIR/truth.npz` and `DIR/facts.json`
-are what is left.
+torch module in float64 on the float32 weights of the file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Judges one result: of every channel `error(result) <= 4 * error(original) + 64 * u * scale`, u = 2^-24.
 
-`python -m benchmarks.coverage_judge DIR RESULT OUTCOME` reads what `coverage_build` left in `DIR` and writes the outcome
-as JSON. Errors are those against the truth in float64, over all images and places of a channel; `scale` is the
+`python -m benchmarks.coverage_judge DIR RESULT OUTCOME` reads what `coverage_build` left in `DIR`, and writes the
+outcome as JSON. Errors are those against the truth in float64, over all images and places of a channel; `scale` is the
 channel's largest true number. The figure of the table is the largest
 
     error(result) / (error(original) + 16 * u * scale),    so that the rule is: at most 4.
@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from benchmarks.coverage_build import Facts, Truth, per_channel, run
+from benchmarks.coverage_build import Array, Facts, Truth, per_channel, run
 from benchmarks.frontier_judge import TOLERANCE, RefusedError, invalidity
 
 UNIT = 2.0**-24
@@ -75,7 +75,7 @@ def judge(original: onnx.ModelProto, result: onnx.ModelProto, truth: Truth, fact
     return replace(counted, kind=kind, ratio=_finite(ratio), error=_finite(error))
 
 
-def _figures(output: np.ndarray, truth: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+def _figures(output: Array, truth: Array, errors: Array) -> tuple[float, float]:
     """The ratio of the worst channel, and the largest error of the whole output's scale; infinite where it is."""
     if output.shape != truth.shape or not np.isfinite(output).all():
         return np.inf, np.inf

@@ -37,7 +37,7 @@ def build(net: Net) -> nn.Module:
 
 
 def _only_masks(network: nn.Module) -> nn.Module:
-    """torchvision's networks for segmentation give a dictionary; the exporter wants the tensor in it."""
+    """What the exporter wants of torchvision's networks for segmentation: the tensor in the dictionary they give."""
     from torch import nn  # noqa: PLC0415
 
     class Masks(nn.Module):

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.coverage_build import Facts
 from benchmarks.coverage_judge import Outcome
 from benchmarks.coverage_nets import Net
-from benchmarks.coverage_tools import TOOLS
+from benchmarks.coverage_tools import REDUCING, TOOLS
 
 _ROOT = Path(__file__).resolve().parents[1]
 _INGREDIENTS = ("numpy", "onnx", "onnxruntime", "onnxscript", "timm", "torch", "torchvision", "ultralytics")
@@ -40,7 +40,7 @@ class Limits:
         gibibytes: Address space.
     """
 
-    seconds: float = 300.0
+    seconds: float = 600.0
     gibibytes: int = 12
 
 
@@ -73,8 +73,11 @@ def installed(tool: str) -> str | None:
         return None
 
 
-def examine(net: Net, cache: Path, limits: Limits) -> Examined:
-    """Everything about one architecture, from the cache where it was found out before."""
+def examine(net: Net, cache: Path, limits: Limits, tools: Sequence[str] = tuple(TOOLS)) -> Examined:
+    """Everything about one architecture, from the cache where it was found out before.
+
+    `bnfold --reduce` differs from bnfold only in what that keeps: where that is nothing, one outcome stands for both.
+    """
     if find_spec(net.package) is None:
         return Examined(net, trouble=f"{net.package} is not installed")
     folder = cache / f"{net.name}-{_key(net)}"
@@ -83,13 +86,22 @@ def examine(net: Net, cache: Path, limits: Limits) -> Examined:
         return Examined(net, trouble=trouble)
     facts = Facts(**json.loads((folder / "facts.json").read_text(encoding="utf-8")))
     examined = Examined(net, facts)
-    for tool in TOOLS:
-        if (release := installed(tool)) is not None:
-            stem = f"{tool.replace(' ', '')}-{release}-{_digest([_ROOT / 'benchmarks' / 'coverage_judge.py'])}"
-            outcome, report = _tried(tool, folder, stem, limits)
-            examined.outcomes[tool] = outcome
-            examined.reports[tool] = report
+    for tool in tools:
+        if tool == REDUCING and keeps_nothing(examined.reports.get("bnfold")):
+            examined.outcomes[tool], examined.reports[tool] = examined.outcomes["bnfold"], examined.reports["bnfold"]
+        elif (release := installed(tool)) is not None:
+            examined.outcomes[tool], examined.reports[tool] = _tried(tool, folder, _stem(tool, release), limits)
     return examined
+
+
+def keeps_nothing(report: Any) -> bool:
+    """Whether bnfold's report, None where there is none, has a decision other than to keep for everything."""
+    return report is not None and report["summary"]["kept"] == 0
+
+
+def _stem(tool: str, release: str) -> str:
+    """The name of the files about one tool's result: changes with the tool and with the judge."""
+    return f"{tool.replace(' ', '')}-{release}-{_digest([_ROOT / 'benchmarks' / 'coverage_judge.py'])}"
 
 
 def _key(net: Net) -> str:
@@ -107,7 +119,7 @@ def _built(net: Net, folder: Path, limits: Limits) -> str:
     """Build the original unless it is there; why not, empty when it is."""
     if (folder / "facts.json").exists():
         return ""
-    kind, _, said = _process(["benchmarks.coverage_build", net.name, str(folder)], limits)
+    kind, _, said = process(["benchmarks.coverage_build", net.name, str(folder)], limits)
     if (folder / "facts.json").exists():
         return ""
     return f"not built: {kind}, {_message(said)}"
@@ -135,14 +147,16 @@ def _tried(tool: str, folder: Path, stem: str, limits: Limits) -> tuple[Outcome,
 
 def run_tool(tool: str, folder: Path, target: Path, limits: Limits) -> Outcome:
     """Run one tool and judge its result, in two processes."""
-    kind, seconds, said = _process(["benchmarks.coverage_tools", tool, str(folder / "original.onnx"), str(target)], limits)
-    error = target.with_suffix(".error")
+    error, judged = target.with_suffix(".error"), target.with_suffix(".judged")
+    for stale in (target, error, judged):  # of a run that was interrupted
+        stale.unlink(missing_ok=True)
+    source = folder / "original.onnx"
+    kind, seconds, said = process(["benchmarks.coverage_tools", tool, str(source), str(target)], limits)
     if error.exists():
         return Outcome("ERROR", detail=error.read_text(encoding="utf-8"), seconds=seconds)
     if kind != "done" or not target.exists():
         return Outcome(kind if kind != "done" else "CRASH", detail=said[-300:], seconds=seconds)
-    judged = target.with_suffix(".judged")
-    kind, _, said = _process(["benchmarks.coverage_judge", str(folder), str(target), str(judged)], limits)
+    kind, _, said = process(["benchmarks.coverage_judge", str(folder), str(target), str(judged)], limits)
     if not judged.exists():
         return Outcome("INVALID", detail=f"judging it ended in {kind}: {said[-300:]}", seconds=seconds)
     outcome = Outcome(**json.loads(judged.read_text(encoding="utf-8")))
@@ -150,7 +164,7 @@ def run_tool(tool: str, folder: Path, target: Path, limits: Limits) -> Outcome:
     return replace(outcome, seconds=seconds)
 
 
-def _process(module: Sequence[str], limits: Limits) -> tuple[str, float, str]:
+def process(module: Sequence[str], limits: Limits) -> tuple[str, float, str]:
     """Run a module within the limits: "done", "CRASH" or "TIMEOUT", how long it took, and what it said."""
     bounded = f'ulimit -v {limits.gibibytes * 2**20}; exec "$@"'
     command = ["sh", "-c", bounded, "sh", sys.executable, "-m", *module]

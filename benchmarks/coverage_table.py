@@ -122,8 +122,14 @@ def reasons(found: Sequence[Examined], tool: str) -> list[str]:
     lines = ["| architecture | left | why | remedy | for example |", "|---|---:|---|---|---|"]
     for examined in found:
         for stay in stays(examined.reports[tool]) if examined.reports.get(tool) else ():
-            why = "; ".join(stay.reasons)
-            lines.append(f"| {examined.net.name} | {stay.count} | {why} | {stay.remedy or '-'} | {_clean(stay.example)} |")
+            cells = (
+                examined.net.name,
+                str(stay.count),
+                "; ".join(stay.reasons),
+                stay.remedy or "-",
+                _clean(stay.example),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

@@ -1,7 +1,7 @@
 """Runs one tool on one file, in a process of its own: `python -m benchmarks.coverage_tools TOOL SOURCE TARGET`.
 
-The peers are called as in `benchmarks/frontier_tools.py`. What a tool raises goes to `TARGET.error`; bnfold's report goes
-to `TARGET.json`. A tool that aborts the process leaves neither.
+The peers are called as in `benchmarks/frontier_tools.py`. What a tool raises goes to `TARGET.error`; bnfold's report
+goes to `TARGET.json`. A tool that aborts the process leaves neither.
 """
 
 from __future__ import annotations

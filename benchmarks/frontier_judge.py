@@ -155,6 +155,7 @@ def _run(original: onnx.ModelProto, result: onnx.ModelProto, feeds: Mapping[str,
 
 
 def by_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs of a model on the CPU without onnxruntime's optimiser; raises RefusedError where it refuses."""
     import onnxruntime as ort  # type: ignore[import-untyped]  # noqa: PLC0415
 
     options = ort.SessionOptions()
