@@ -95,12 +95,15 @@ def _promises(there: Sequence[Examined]) -> Iterator[str]:
     """Whether bnfold leaves fewer than every peer where the project promises it."""
     for examined in there:
         ours = examined.outcomes.get("bnfold")
-        peers = [examined.outcomes[peer] for peer in PEERS if peer in examined.outcomes]
-        counts = [peer.batchnorms for peer in peers if peer.batchnorms is not None and not peer.is_bad]
-        if examined.net.name not in PROMISED or ours is None or ours.batchnorms is None or not counts:
+        if examined.net.name not in PROMISED or ours is None:
             continue
-        word = "fewer than" if ours.batchnorms < min(counts) else "NOT fewer than"
-        yield f"{examined.net.name}: bnfold leaves {ours.batchnorms}, {word} the best peer's {min(counts)}."
+        if ours.is_bad:
+            yield f"{examined.net.name}: bnfold is {ours.kind}."
+            continue
+        peers = [outcome for tool, outcome in examined.outcomes.items() if tool in PEERS and not outcome.is_bad]
+        if counts := [peer.batchnorms for peer in peers if peer.batchnorms is not None]:
+            word = "fewer than" if (ours.batchnorms or 0) < min(counts) else "NOT fewer than"
+            yield f"{examined.net.name}: bnfold leaves {ours.batchnorms}, {word} the best peer's {min(counts)}."
 
 
 def bad(found: Sequence[Examined]) -> list[str]:
