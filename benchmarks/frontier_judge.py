@@ -64,11 +64,11 @@ def judge(case: Case, result: onnx.ModelProto) -> Verdict:
     grown = max(0, len(result.graph.node) - len(original.graph.node))
     lost = len(original.graph.input) - len(result.graph.input)
     counted = Verdict("right", case.left_in(result), case.batchnorms, grown, lost)
-    if refusal := _invalid(original, result):
+    if refusal := invalidity(original, result):
         return replace(counted, kind="INVALID", detail=refusal)
     try:
         error = max(_errors(case, original, result))
-    except _RefusedError as refused:
+    except RefusedError as refused:
         return replace(counted, kind="INVALID", detail=str(refused))
     if infinite := _infinite_parameters(result):
         return replace(counted, kind="WRONG", error=error, detail=f"{infinite[0]} is not finite")
@@ -102,11 +102,11 @@ def _infinite_parameters(model: onnx.ModelProto) -> list[str]:
     return [name for name, value in zip(names, values, strict=True) if not np.isfinite(value).all()]
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """The runtime refuses a model that it ought to run."""
 
 
-def _invalid(original: onnx.ModelProto, result: onnx.ModelProto) -> str:
+def invalidity(original: onnx.ModelProto, result: onnx.ModelProto) -> str:
     """Why `result` is no valid model that can stand in for `original`; empty when it is."""
     try:
         onnx.checker.check_model(result, full_check=True)
@@ -145,16 +145,17 @@ def _draw(kind: onnx.TypeProto.Tensor, batch: int, amplitude: float) -> Array:
 def _run(original: onnx.ModelProto, result: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """The outputs of `result`; by the float64 evaluator where onnxruntime cannot run the original either."""
     try:
-        return _by_onnxruntime(result, feeds)
-    except _RefusedError as refused:
+        return by_onnxruntime(result, feeds)
+    except RefusedError as refused:
         try:
-            _by_onnxruntime(original, feeds)
-        except _RefusedError:
+            by_onnxruntime(original, feeds)
+        except RefusedError:
             return _in_double(result, feeds)
         raise refused
 
 
-def _by_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def by_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs of a model on the CPU without onnxruntime's optimiser; raises RefusedError where it refuses."""
     import onnxruntime as ort  # type: ignore[import-untyped]  # noqa: PLC0415
 
     options = ort.SessionOptions()
@@ -166,14 +167,14 @@ def _by_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
     except Exception as error:  # onnxruntime's errors have no common base of their own
-        raise _RefusedError(f"onnxruntime refuses it: {error}") from error
+        raise RefusedError(f"onnxruntime refuses it: {error}") from error
 
 
 def _in_double(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
     try:
         return evaluate(in_float64(model), feeds)
     except BnfoldError as error:
-        raise _RefusedError(f"the float64 evaluator refuses it: {error}") from error
+        raise RefusedError(f"the float64 evaluator refuses it: {error}") from error
 
 
 def _error(truth: Array, outcome: Array) -> float:

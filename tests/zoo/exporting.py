@@ -16,12 +16,13 @@ import torch
 from .lively import batchnorms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
 INPUT = "image"
 _OUTPUT = "scores"
+_AXES = {INPUT: {0: "N", 2: "H", 3: "W"}, _OUTPUT: {0: "N"}}
 
 # What the exporters of torch 2.13 say on every use, for all of our networks; anything else is an error as usual.
 _KNOWN_WARNINGS = (
@@ -31,8 +32,17 @@ _KNOWN_WARNINGS = (
 )
 
 
-def export_torchscript(module: nn.Module, images: Tensor, *, fold: bool = False) -> onnx.ModelProto:
-    """Export a module in eval mode by tracing, opset 17; `fold` leaves the exporter its own way with BatchNorm."""
+def export_torchscript(
+    module: nn.Module, images: Tensor, *, fold: bool = False, axes: Mapping[str, Mapping[int, str]] = _AXES
+) -> onnx.ModelProto:
+    """Export a module in eval mode by tracing, opset 17.
+
+    Args:
+        module: The module, of one input.
+        images: An example of the input, (N, C, H, W).
+        fold: Leave the exporter its own way with BatchNorm.
+        axes: The dynamic axes of the input and of every output, by name.
+    """
     mode = torch.onnx.TrainingMode
     buffer = io.BytesIO()
     with _known_warnings_silenced():
@@ -45,8 +55,8 @@ def export_torchscript(module: nn.Module, images: Tensor, *, fold: bool = False)
             do_constant_folding=fold,
             opset_version=17,
             input_names=[INPUT],
-            output_names=[_OUTPUT],
-            dynamic_axes={INPUT: {0: "N", 2: "H", 3: "W"}, _OUTPUT: {0: "N"}},
+            output_names=[name for name in axes if name != INPUT],
+            dynamic_axes=axes,
         )
     return onnx.load_model_from_string(buffer.getvalue())
 

@@ -26,27 +26,28 @@ def batchnorms(network: nn.Module) -> list[_BatchNorm]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
-def enliven(network: nn.Module, batch: Tensor, *, seed: int) -> None:
+def enliven(network: nn.Module, batch: Tensor, *, seed: int, gain: float = 1.0) -> None:
     """Set affine parameters, biases and statistics of a network, in place; leave it in eval mode.
 
     Args:
         network: An untrained network; only its BatchNorms and its all-zero biases change.
         batch: The calibration batch, (N, C, H, W).
         seed: Of the generator behind every number drawn here.
+        gain: Factor of every gamma. Below 1 a network is calmer: its activations bend less often beside their betas.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for norm in batchnorms(network):
-            _draw_affine(norm, generator)
+            _draw_affine(norm, generator, gain)
         _fill_zero_biases(network, generator)
         _calibrate(network, batch)
         for norm in batchnorms(network):
             _move_statistics(norm, generator)
 
 
-def _draw_affine(norm: _BatchNorm, generator: torch.Generator) -> None:
+def _draw_affine(norm: _BatchNorm, generator: torch.Generator, gain: float) -> None:
     size = norm.weight.shape
-    norm.weight.copy_(0.5 + torch.rand(size, generator=generator))
+    norm.weight.copy_(gain * (0.5 + torch.rand(size, generator=generator)))
     norm.weight[torch.rand(size, generator=generator) < _NEGATIVE] *= -1
     norm.bias.copy_(0.2 + 0.2 * torch.randn(size, generator=generator))
 
