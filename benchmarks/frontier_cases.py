@@ -253,7 +253,7 @@ BLOCKS = (
          f"c = Conv (x, w) d = Conv (x, u) k = Concat <axis=1> (c, d) {_bn('a', 'k')} r = Relu (a)"
          f"y = Conv <{_SAME}> (r, v) {_bn('b', 'k', '2')} q = Relu (b) z = Conv <{_SAME}> (q, v)",
          "float[N,3,?,?] y, float[N,3,?,?] z", batchnorms=2, left=1, reason=Reason.VALUE_HAS_OTHER_READERS),
-    Case("relu1d", "BN → ReLU → Conv1d", f"float[N,3,20] x, float[4,3,3] w, float[3] positive_gamma, "
+    Case("relu1d", "BN → ReLU → Conv1d", "float[N,3,20] x, float[4,3,3] w, float[3] positive_gamma, "
          "float[3] beta, float[3] mean, float[3] var",
          "n = BatchNormalization (x, positive_gamma, beta, mean, var) r = Relu (n) y = Conv (r, w)",
          "float[N,4,?] y"),

@@ -139,8 +139,9 @@ class _Undo:
         self.graph.input.extend(ordered.input)
 
     def sweep(self) -> None:
-        """Take out the fold's own initializers that nothing reads any more."""
-        idle = set(self.record.made) - reads(self.graph)
+        """Take out the fold's own initializers that nothing reads any more, or that a node computes again."""
+        computed = {name for node in self.graph.node for name in node.output}
+        idle = set(self.record.made) - (reads(self.graph) - computed)
         for entries in (self.graph.initializer, self.graph.input, self.graph.value_info):
             for i in reversed([i for i, entry in enumerate(entries) if entry.name in idle]):
                 del entries[i]

@@ -147,7 +147,7 @@ def _store(graph: OnnxGraph, plan: FoldPlan, positions: dict[int, int], editor: 
         _become_add(graph, index, left, editor)
     for index in sorted(set(bench.constants) - gone):
         _store_constant(graph, bench, index, positions, editor)
-    for index in sorted(set(bench.affines) - gone):
+    for index in sorted(set(bench.affines) - gone - set(bench.reduced)):
         view = graph.operators[index].view
         assert isinstance(view, BatchNorm)
         for position, values in enumerate(view.stored(bench.affines[index]), start=1):
