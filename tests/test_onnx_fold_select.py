@@ -257,3 +257,21 @@ def test_a_c2f_block_whose_halves_go_on_separately_folds_every_batchnorm() -> No
            t = Concat <axis=1> (p, q, h) k = Conv(t, u)
            y = BatchNormalization(k, {STATS3}) }}"""
     assert_fold(parse(text, opset=18), folded=3)
+
+
+def test_two_halves_that_are_joined_in_another_order_take_their_own_channels() -> None:
+    """A dual path block: slices of one convolution go different ways and meet in one BatchNorm."""
+    nodes, more = halves(17)
+    text = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[8,3,3,3] w, {PARAMETERS.replace("[4]", "[8]")}{more}>
+        {{ c = Conv(x, w) {nodes} j = Concat <axis=1> (q, p) y = BatchNormalization(j, {STATS}) }}"""
+    assert ops(assert_fold(parse(text, values=BOUNDS), folded=1).model) == ["Conv", "Slice", "Slice", "Concat"]
+
+
+def test_bounds_that_nodes_compute_from_constants_say_how_many_channels_there_are() -> None:
+    """torch's exporter writes them as Unsqueeze of a Constant, which onnx's own inference does not follow."""
+    text = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[8,3,3,3] w, int64 zero, int64 four, int64[1] axis,
+        {PARAMETERS.replace("[4]", "[8]")}, float[4,3,3,3] v>
+        {{ c = Conv(x, w) s = Unsqueeze(zero, axis) e = Unsqueeze(four, axis) o = Constant <value_ints=[1]> ()
+           p = Slice(c, s, e, o, o) d = Conv(x, v) j = Concat <axis=1> (p, d) y = BatchNormalization(j, {STATS}) }}"""
+    result = assert_fold(parse(text, values={"zero": 0, "four": 4, "axis": 0}), folded=1)
+    assert "BatchNormalization" not in ops(result.model)
