@@ -83,7 +83,6 @@ def _candidate(bench: Bench, leaf: Leaf, base: Leaf) -> _Candidate | None:
 def _linear(bench: Bench, leaf: Leaf, base: Leaf) -> _Candidate | None:
     view, other = _view(leaf), _view(base)
     assert leaf.linear is not None
-    assert base.linear is not None
     same = all(
         getattr(view, name) == getattr(other, name)
         for name in ("input_axis", "output_axis", "inputs", "outputs", "dtype")
@@ -91,7 +90,7 @@ def _linear(bench: Bench, leaf: Leaf, base: Leaf) -> _Candidate | None:
     if view.geometry is None or not same or view.layout.groups % other.layout.groups:
         return None
     params = bench.linear_params(leaf.linear)
-    if params.bias.ndim > 1 or leaf.linear.dtype != base.linear.dtype:
+    if params.bias.ndim > 1:
         return None
     return _Candidate(leaf, Branch(params, view.geometry), params.weight.size)
 

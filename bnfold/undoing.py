@@ -71,8 +71,7 @@ def _joined(source: Source, route: Route, back: Route) -> Route | Refusal:
     """Both together, if they meet nowhere but at linear operators, whose two ends are independent."""
     ways = {op.index for op in (*source.operators, *route.through, *route.into) if not isinstance(op.view, Linear)}
     met = [op.name for op in (*back.through, *back.into) if op.index in ways]
-    shared = route.values & back.values
-    if met or shared:
-        return Refusal(Reason.READERS_DISAGREE, (*met, *sorted(shared))[0])
+    if met:
+        return Refusal(Reason.READERS_DISAGREE, met[0])
     return route.joined(Route("pull", beside=[*back.through, *back.into], undone=back.undone, edits=back.edits,
                               values=back.values))  # fmt: skip

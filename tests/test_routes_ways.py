@@ -275,3 +275,13 @@ def test_halves_that_two_operators_pick_are_joined_too_and_one_that_overlaps_is_
         size = 2 + len(second)
         net.output(net.bn(net.concat(1, first, last), affine(size, 6, positive=False)))
         assert isinstance(checked(net).decisions[0], Folded) is folded
+
+
+def test_a_push_ends_at_a_part_on_which_the_affine_is_the_identity() -> None:
+    for second, folded in (([1.0, 1], True), ([1.0, 3], False)):
+        net = net_of()
+        value = net.bn("x", type(SIGNED)([2.0, -3, *second], [1.0, 2, 0, 0]))
+        first, last = add_select(net, value, 1, (0, 1), (2, 3))
+        net.output(conv(net, first))
+        net.output(net.barrier(last))
+        assert isinstance(checked(net).decisions[0], Folded) is folded

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fold_graph import FLOAT16, Net, affine, draw
+from fold_graph_pairs import add_sum
 
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Folded, Kept, Reason
@@ -167,3 +168,18 @@ def test_undoing_is_the_last_resort() -> None:
     convolution(net, stem)
     (fold,) = settled(net).bench.folds
     assert (fold.direction, [op.name for op in fold.into], fold.beside) == ("push", ["next"], ())
+
+
+def test_a_reader_that_would_undo_is_not_also_on_the_way_of_the_size() -> None:
+    """Only the shift can go back, to one operand of the sum, and the size onward; both would change the last one."""
+    net = Net(x=draw(2, 3, 8, 8))
+    total = add_sum(net, net.barrier("x"), net.conv("x", draw(3, 3, 1, 1)))
+    way = net.homogeneous(net.bn(total, affine(3, 2), name="bn"))
+    net.output(net.barrier(net.bn(net.concat(1, way, total), affine(6, 5), name="last")))
+    assert folded(net) == []
+    alone = Net(x=draw(2, 3, 8, 8))
+    total = add_sum(alone, alone.barrier("x"), alone.conv("x", draw(3, 3, 1, 1)))
+    way = alone.homogeneous(alone.bn(total, affine(3, 2), name="bn"))
+    alone.output(alone.barrier(alone.bn(way, affine(3, 5), name="last")))
+    alone.output(alone.barrier(alone.bn(total, affine(3, 6), name="beside")))
+    assert folded(alone) == ["bn"]
