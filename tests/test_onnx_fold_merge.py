@@ -175,3 +175,10 @@ def test_a_merged_weight_that_does_not_fit_float16_leaves_the_branches_as_they_a
     big, small = parse(text, values={"w": 4e4, "p": 4e4}), parse(text, values={"w": 2e4, "p": 2e4})
     assert ops(assert_fold(small, folded=0, runs=False).model) == ["Conv"]
     assert ops(assert_fold(big, folded=0, runs=False).model) == ["Conv", "Conv", "Add"]
+
+
+def test_a_gemm_whose_bias_varies_over_the_rows_stays_beside_a_product_and_in_a_row() -> None:
+    weights = "float[4,4] w, float[4,4] v, float[4,4] c"
+    for nodes in ("a = Gemm(x, w, c) b = MatMul(x, v) y = Add(a, b)", "a = Gemm(x, w, c) y = MatMul(a, v)"):
+        text = f"(float[4,4] x) => (float[A,B] y) <{weights}> {{ {nodes} }}"
+        assert [op for op in ops(assert_fold(parse(text), folded=0).model) if op != "Add"] == ["Gemm", "MatMul"]
