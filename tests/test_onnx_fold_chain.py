@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from onnx_models import PARAMETERS, STATS, assert_fold, ops, parse
 
+from bnfold.decision import Reason
+
 
 def row(nodes: str, weights: str, *, shape: str = "N,4,8,8", out: str = "A,B,C,D", more: str = "") -> str:
     return f"(float[{shape}] x) => (float[{out}] y{more}) <{weights}, {PARAMETERS}> {{ {nodes} }}"
@@ -109,3 +111,23 @@ def test_a_gemm_that_transposes_its_data_may_only_come_first(nodes: str, count: 
     text = row(nodes, "float[4,4] w, float[4,4] v", shape="4,4", out="A,B")
     model = assert_fold(parse(text), folded=0).model
     assert len([op for op in ops(model) if op in ("MatMul", "Gemm")]) == count
+
+
+def test_a_stride_behind_counts_the_products_that_nobody_reads() -> None:
+    weights = "float[2,4,3,3] w, float[4,2,1,1] v"  # 144 products for 4 * 72 + 8, or for 72 + 8
+    assert convs("a = Conv(x, w) y = Conv <strides=[2,2]> (a, v)", weights) == 1
+    assert convs("a = Conv(x, w) y = Conv(a, v)", weights) == 2
+
+
+def test_a_shift_still_does_not_enter_the_padding_of_two_in_a_row() -> None:
+    weights = "float[8,4,3,3] w, float[4,8,1,1] v"
+    text = row(f"n = BatchNormalization(x, {STATS}) a = Conv <pads=[1,1,1,1]> (n, w) y = Conv(a, v)", weights)
+    result = assert_fold(parse(text), folded=0, kept=[Reason.SHIFT_MEETS_PADDING])
+    assert ops(result.model) == ["BatchNormalization", "Conv"]
+
+
+def test_a_product_that_does_not_fit_float16_leaves_both() -> None:
+    text = row("a = Conv(x, w) y = Conv(a, v)", "float[4,4,1,1] w, float[4,4,1,1] v").replace("float[", "float16[")
+    for size, count in ((100, 1), (200, 2)):
+        model = parse(text, values={"w": size, "v": size})  # four products of each: 4e4, 16e4
+        assert ops(assert_fold(model, folded=0, runs=False).model).count("Conv") == count

@@ -182,3 +182,17 @@ def test_a_gemm_whose_bias_varies_over_the_rows_stays_beside_a_product_and_in_a_
     for nodes in ("a = Gemm(x, w, c) b = MatMul(x, v) y = Add(a, b)", "a = Gemm(x, w, c) y = MatMul(a, v)"):
         text = f"(float[4,4] x) => (float[A,B] y) <{weights}> {{ {nodes} }}"
         assert [op for op in ops(assert_fold(parse(text), folded=0).model) if op != "Add"] == ["Gemm", "MatMul"]
+
+
+def test_branches_of_an_inner_sum_that_is_read_elsewhere_stay_apart_from_those_outside() -> None:
+    text = f"a = Conv {SAME} (x, w) b = Conv(x, p) s = Add(a, b) c = Conv(x, q) y = Add(s, c) z = Relu(s)"
+    weights = "float[4,4,3,3] w, float[4,4,1,1] p, float[4,4,1,1] q"
+    model = assert_fold(parse(block(text, weights=weights, out=", float[N,4,8,8] z")), folded=0).model
+    assert sorted(ops(model)) == ["Add", "Conv", "Conv", "Relu"]
+
+
+@pytest.mark.parametrize("weight", ["float[1,4,1,1] w", "float[4,1,1,1] w"])
+def test_a_value_that_is_broadcast_against_its_convolution_is_no_branch(weight: str) -> None:
+    channels = 4 if weight.startswith("float[1,") else 1
+    text = f"(float[N,{channels},8,8] x) => (float[A,B,C,D] y) <{weight}> {{ a = Conv(x, w) y = Add(a, x) }}"
+    assert ops(assert_fold(parse(text), folded=0).model) == ["Conv", "Add"]

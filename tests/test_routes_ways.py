@@ -285,3 +285,12 @@ def test_a_push_ends_at_a_part_on_which_the_affine_is_the_identity() -> None:
         net.output(conv(net, first))
         net.output(net.barrier(last))
         assert isinstance(checked(net).decisions[0], Folded) is folded
+
+
+def test_a_half_may_ask_for_channels_only_that_the_whole_asks_for_too() -> None:
+    for whole, folded in (([2.0, -3, 5, 1], True), ([1.0, 1, 5, 1], False)):
+        net = net_of()
+        stem = conv(net, name="stem")
+        (half,) = add_select(net, stem, 1, (0, 1))
+        net.output(net.bn(net.concat(1, half, stem), type(SIGNED)([2.0, -3, *whole], np.zeros(6))))
+        assert isinstance(checked(net).decisions[0], Folded) is folded
