@@ -9,9 +9,11 @@ from fold_graph_pairs import add_depth_to_space, add_product, add_select, add_sp
 from test_folding_random import differ
 
 from bnfold import pulling
+from bnfold.agreeing import Wish, agreed
+from bnfold.bench import Bench
 from bnfold.decision import Folded, Kept, Reason
 from bnfold.folding import FoldPlan, plan
-from bnfold.graph import Value
+from bnfold.graph import PlacedAffine, Value
 from bnfold.pulling import MAX_STEPS
 
 SIGNED, POSITIVE = affine(4, 2, positive=False), affine(4, 3)
@@ -294,3 +296,15 @@ def test_a_half_may_ask_for_channels_only_that_the_whole_asks_for_too() -> None:
         (half,) = add_select(net, stem, 1, (0, 1))
         net.output(net.bn(net.concat(1, half, stem), type(SIGNED)([2.0, -3, *whole], np.zeros(6))))
         assert isinstance(checked(net).decisions[0], Folded) is folded
+
+
+def test_readers_of_different_axes_agree_on_nothing() -> None:
+    net = net_of()
+    stem = conv(net)
+    add_select(net, stem, 1, (0, 1))
+    add_select(net, stem, 2, (0, 1))
+    rows = type(SIGNED)([2.0, 3, 1, 1, 1, 1], np.zeros(6))
+    channels = type(SIGNED)([2.0, 3, 1, 1], np.zeros(4))
+    wishes = [Wish(PlacedAffine.on_axis(channels, 1), 1, 0), Wish(PlacedAffine.on_axis(rows, 2), 2, 0)]
+    assert agreed(Bench(net), wishes) is None
+    assert agreed(Bench(net), wishes[:1]) is wishes[0].placed
