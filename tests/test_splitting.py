@@ -10,6 +10,7 @@ from test_folding import assert_same_function, image
 from bnfold.affine import ChannelAffine
 from bnfold.decision import Folded, Kept, Reason, Reduced
 from bnfold.folding import FoldPlan, plan
+from bnfold.views import Arithmetic
 
 POSITIVE, SIGNED = affine(3, 1), affine(3, 2, positive=False)
 KERNEL = draw(3, 3, 3, 3, seed=5)
@@ -125,3 +126,14 @@ def test_an_ill_conditioned_shift_stays_before_the_convolution() -> None:
     assert kinds == [Reduced]
     assert isinstance(made.decisions[0], Reduced)
     assert made.decisions[0].refusals[-1].reason is Reason.ILL_CONDITIONED
+
+
+def test_chains_on_either_side_of_what_is_left_are_decided_apart() -> None:
+    net = image()
+    rows = np.array([2.0, 1, 3, 1, 1, 5]).reshape(6, 1)
+    value = net.bn(net.arithmetic(Arithmetic.MULTIPLY, net.barrier("x"), rows, name="before"), affine(3, 2), name="bn")
+    value = net.arithmetic(Arithmetic.MULTIPLY, value, rows, name="behind")
+    net.output(net.conv(value, draw(3, 3, 3, 3), pad=1))
+    made = plan(net, reduces=True)
+    assert [d.subject.name for d in made.decisions] == ["before", "bn", "behind"]
+    assert isinstance(made.decisions[1], Reduced)
