@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +73,7 @@ class Stream:
         for number, batch in enumerate(self._cut(self._found()), start=1):
             if (number - 1) % world == rank:
                 self._remember(number - 1, batch)
-                place = f"{self.name}, batch {number - 1}"
-                yield number - 1, batch, lambda sample, place=place: f"{place}, sample {sample}"
+                yield number - 1, batch, partial(_place, f"{self.name}, batch {number - 1}")
         self._end(number)
 
     def _found(self) -> Iterator[Arrays]:
@@ -150,7 +150,7 @@ class Stream:
         for name in sorted(batch):
             array = np.ascontiguousarray(batch[name])
             checksum = zlib.crc32(f"{name} {array.shape} {array.dtype}".encode(), checksum)
-            checksum = zlib.crc32(array.reshape(-1).view(np.uint8), checksum)
+            checksum = zlib.crc32(array.reshape(-1).view(np.uint8).data, checksum)
         if self._memory.checksums.setdefault(number, checksum) != checksum:
             raise self._changed(number)
 
@@ -205,9 +205,13 @@ def load_callable(text: str) -> Callable[[], Iterable[Any]]:
         raise UsageError(
             f"this is no function but a {type(found).__name__}",
             where=text,
-            remedy="name a function that yields batches",
+            remedy="name one that yields batches",
         )
     return found  # type: ignore[no-any-return]  # what it returns is checked when it is called
+
+
+def _place(batch: str, sample: int) -> str:
+    return f"{batch}, sample {sample}"
 
 
 def _as_array(value: object, where: str) -> NDArray[Any]:

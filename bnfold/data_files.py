@@ -1,7 +1,7 @@
 """Samples in `.npy` and `.npz` files, memory-mapped where the file allows it.
 
-A `.npy` file feeds a model of one input; a `.npz` file has one array for each input, by name. Axis 0 is the samples. In a
-folder, a file whose arrays have one axis less than the input is one sample. Members of an `.npz` that are stored
+A `.npy` file feeds a model of one input; a `.npz` file has one array for each input, by name. Axis 0 is the samples. In
+a folder, a file whose arrays have one axis less than the input is one sample. Members of an `.npz` that are stored
 uncompressed (`numpy.savez`) are mapped like an `.npy`; compressed ones are decompressed whole, one file at a time.
 """
 
@@ -11,7 +11,7 @@ import struct
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -166,7 +166,7 @@ def _read_npz(file: Path) -> Arrays:
         raise _unreadable(file, error) from error
 
 
-def _member(archive: zipfile.ZipFile, stream: Any, info: zipfile.ZipInfo) -> NDArray[Any]:
+def _member(archive: zipfile.ZipFile, stream: BinaryIO, info: zipfile.ZipInfo) -> NDArray[Any]:
     """A member, mapped where it is stored as it is; its data begins behind its header in the archive and its own."""
     if info.compress_type != zipfile.ZIP_STORED or not info.file_size:
         with archive.open(info) as member:
@@ -180,8 +180,10 @@ def _member(archive: zipfile.ZipFile, stream: Any, info: zipfile.ZipInfo) -> NDA
     if dtype.hasobject or 0 in shape:
         with archive.open(info) as member:
             return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
-    order = "F" if fortran else "C"
-    return np.memmap(stream.name, dtype=dtype, mode="r", offset=stream.tell(), shape=shape, order=order)
+    mapped: NDArray[Any] = np.memmap(
+        stream, dtype=dtype, mode="r", offset=stream.tell(), shape=shape, order="F" if fortran else "C"
+    )
+    return mapped
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:

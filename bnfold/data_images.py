@@ -238,7 +238,8 @@ def _size(spec: InputSpec, channels_first: bool, options: ImageOptions, preset: 
     """Height and width: the model's, the option's, the preset's."""
     dims = (spec.dims or ())[2:4] if channels_first else (spec.dims or ())[1:3]
     chosen = options.size or tuple(
-        size if isinstance(size, int) else given for size, given in zip(dims, preset.size if preset else (None, None))
+        size if isinstance(size, int) else given
+        for size, given in zip(dims, preset.size if preset else (None, None), strict=True)
     )
     height, width = chosen
     if height is None or width is None:

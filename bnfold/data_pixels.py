@@ -1,8 +1,8 @@
 """An image file as pixels 0 to 255 of a given size: upright, without transparency, in colour or grey.
 
-Turned as its EXIF orientation says; transparent parts lie on white; palettes are looked up; 16-bit greys are divided by
-257. A letterbox samples linearly as OpenCV does (so YOLO is trained); a crop and a stretch average over what they shrink
-as Pillow and torchvision do.
+Turned as its EXIF orientation says; transparent parts lie on white; palettes are looked up; 16-bit greys are divided
+by 257. A letterbox samples linearly as OpenCV does (so YOLO is trained); a crop and a stretch average over what they
+shrink as Pillow and torchvision do.
 """
 
 from __future__ import annotations

@@ -140,9 +140,8 @@ class DataRequest:
         self._refuse_image_options("a function")
         if self.batch_size is not None:
             raise UsageError("a function makes its own batches", where=self.text, remedy="leave out --batch-size")
-        fixed = fixed_batch([spec for spec in inputs if spec.dims][:1]) if any(spec.dims for spec in inputs) else None
         if self.samples is not None:
-            check_fills(self.samples, fixed, self.text)
+            check_fills(self.samples, fixed_batch(inputs), self.text)
         return Stream(self.text, load_callable(self.text), tuple(inputs), self.samples)
 
     def _sampled(self, path: Path, inputs: Sequence[InputSpec]) -> Sampled:
