@@ -54,14 +54,14 @@ TABLE = {
     ),
     "checks": row(
         4,
-        "probing quickcheck localcheck localsizes constantcheck oracle verification",
+        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle verification",
         "values arrays graph machine",
         "numpy onnx onnx_ir",
     ),
     "report": row(5, "report.*", "values arrays checks", ""),
     "library": row(
         6,
-        "__init__ api history unfolding",
+        "__init__ api history model_size unfolding",
         "values arrays graph carriers frontends machine engine checks report",
         "onnx_ir",
     ),
