@@ -145,8 +145,7 @@ def fold(  # noqa: PLR0913
         providers: Execution providers of onnxruntime to check on: "cpu", "cuda".
         shapes: Shapes of inputs by name, where the model leaves them open.
         seed: Seed of the inputs of the check.
-        data: Your own data, on whose first batches the models are compared as well: the name of a file, a folder or a
-            function, a `DataRequest`, or an iterable of batches that starts anew each time.
+        data: Your own data, to compare on as well: a `DataRequest` or its text, or a list of batches.
         progress: Told what is being done, one clause at a time.
 
     Raises:
@@ -160,9 +159,7 @@ def fold(  # noqa: PLR0913
         require(provider)
     given, name = _opened(model)
     if data is not None and not verify:
-        raise UsageError(
-            "data is for the check, which is not to be made", where=name, remedy="leave out one of the two"
-        )
+        raise UsageError("data is for the check, which is left out", where=name, remedy="leave out one of the two")
     source = _source(data, given)
     original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bnfold.cli_options import seed_option
 from bnfold.errors import UsageError
 
 if TYPE_CHECKING:  # NumPy is not needed for --help
@@ -35,7 +36,7 @@ def data_options(flag: str = "--data", *, meaning: str, seed: bool) -> Callable[
             return command(**{**given, "data": _request(given["data"], flag, number, picked)})
 
         decorated: Any = call
-        for option in reversed([*_options(flag, meaning), *([_seed] if seed else [])]):
+        for option in reversed([*_options(flag, meaning), *([seed_option] if seed else [])]):
             decorated = option(decorated)
         result: Command = decorated
         return result
@@ -86,9 +87,6 @@ def _number(text: str) -> float:
     if not math.isfinite(number):
         raise click.BadParameter(f"{text!r} is not finite")
     return number
-
-
-_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the choice.")
 
 
 def _options(flag: str, meaning: str) -> list[Callable[[Any], Any]]:

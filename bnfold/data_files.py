@@ -189,7 +189,7 @@ def _member(archive: zipfile.ZipFile, stream: BinaryIO, info: zipfile.ZipInfo) -
 def _unreadable(file: Path, error: Exception) -> DataError:
     if isinstance(error, OSError) and error.strerror:
         why = error.strerror
-    elif "llow_pickle" in str(error) or "pickled" in str(error):
+    elif "Python objects" in str(error) or "Object arrays" in str(error):
         why = "it holds Python objects, not numbers"
     else:
         why = "it is damaged, or no NumPy file"

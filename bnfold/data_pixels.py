@@ -73,10 +73,11 @@ def read_pixels(path: Path, frame: Frame) -> NDArray[np.uint8]:
     from PIL import ImageOps  # noqa: PLC0415
 
     try:
-        with warnings.catch_warnings(), module.open(path) as opened:
-            warnings.simplefilter("ignore")  # Pillow's, about tags that are not used here
-            upright = ImageOps.exif_transpose(opened)
-            pixels = np.asarray(_fitted(_opaque(upright, frame.grey), frame))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about large images and odd tags
+            with module.open(path) as opened:
+                upright = ImageOps.exif_transpose(opened)
+                pixels = np.asarray(_fitted(_opaque(upright, frame.grey), frame))
     except module.DecompressionBombError as error:
         raise DataError(
             "the image has too many pixels to be decoded safely", where=str(path), remedy="make it smaller"
@@ -127,13 +128,24 @@ def _letterboxed(picture: Picture, frame: Frame) -> Picture:
     ratio = min(frame.height / picture.height, frame.width / picture.width)
     width, height = max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))
     if (width, height) != picture.size:
-        # Each pixel's centre is mapped back, and its four neighbours are weighed: OpenCV's INTER_LINEAR.
-        matrix = (picture.width / width, 0.0, 0.0, 0.0, picture.height / height, 0.0)
-        picture = picture.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+        picture = _sampled(picture, width, height)
     grey = PADDING if frame.grey else (PADDING,) * 3
     canvas = Image.new(picture.mode, (frame.width, frame.height), grey)
     canvas.paste(picture, ((frame.width - width) // 2, (frame.height - height) // 2))
     return canvas
+
+
+def _sampled(picture: Picture, width: int, height: int) -> Picture:
+    """Each pixel's centre is mapped back and its four neighbours are weighed: OpenCV's INTER_LINEAR, to one level."""
+    from PIL import Image  # noqa: PLC0415
+
+    matrix = (picture.width / width, 0.0, 0.0, 0.0, picture.height / height, 0.0)
+    bands = [
+        # In floating point, because Pillow rounds the bytes of a transform down: half a level too dark on average.
+        band.convert("F").transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+        for band in picture.split()
+    ]
+    return Image.merge(picture.mode, [Image.fromarray(np.rint(np.asarray(band)).astype(np.uint8)) for band in bands])
 
 
 def _cropped(picture: Picture, frame: Frame) -> Picture:

@@ -52,7 +52,7 @@ class Sampled:
     """
 
     rows: Rows
-    chosen: NDArray[np.intp]
+    chosen: range | NDArray[np.intp]
     size: int
     how: str
 
@@ -68,7 +68,7 @@ class Sampled:
     def numbered(self, rank: int, world: int) -> Iterator[Numbered]:
         """Batches rank, rank + world, ..., each with its number; the others are not read."""
         for number in range(rank, -(-self.samples // self.size), world):
-            wanted = self.chosen[number * self.size : (number + 1) * self.size]
+            wanted = np.asarray(self.chosen[number * self.size : (number + 1) * self.size], dtype=np.intp)
             yield number, self.rows.read(wanted), _places(self.rows, wanted)
 
 
@@ -76,7 +76,7 @@ def _places(rows: Rows, wanted: NDArray[np.intp]) -> Where:
     return lambda sample: rows.place(int(wanted[min(sample, len(wanted) - 1)]))
 
 
-def choose(count: int, samples: int | None, seed: int, where: str) -> NDArray[np.intp]:
+def choose(count: int, samples: int | None, seed: int, where: str) -> range | NDArray[np.intp]:
     """All samples, or a random subset of `samples` of them, drawn with `seed`; in ascending order.
 
     Raises:
@@ -86,7 +86,7 @@ def choose(count: int, samples: int | None, seed: int, where: str) -> NDArray[np
     if not count:
         raise DataError("there is no sample in it", where=where, remedy="give data with at least one")
     if samples is None or samples == count:
-        return np.arange(count, dtype=np.intp)
+        return range(count)
     if samples > count:
         raise UsageError(
             f"{samples} samples were asked for and there are {count}", where=where, remedy=f"give --samples {count}"
