@@ -61,7 +61,7 @@ class Stream:
 
     def describe(self) -> str:
         """One line for reports."""
-        return f"{'batches' if self.samples is None else f'the first {self.samples} samples'} of {self.name}"
+        return self.name if self.samples is None else f"the first {self.samples} samples of {self.name}"
 
     def numbered(self, rank: int, world: int) -> Iterator[Numbered]:
         """Batches rank, rank + world, ..., each with its number; the others are made and dropped.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 8
 
 #: What a caller may pass as data; iterables must give the same batches each time.
-DataLike: TypeAlias = "Source | DataRequest | str | Iterable[Any]"
+DataLike: TypeAlias = "Source | DataRequest | str | os.PathLike[str] | Iterable[Any]"
 
 
 class Feed(Protocol):
@@ -211,8 +211,8 @@ def as_source(data: DataLike, inputs: Sequence[InputSpec]) -> Source:
         UsageError: It is an iterator, which runs once, or a single batch; and as `open_source`.
         DataError, MissingPackageError: As `open_source`.
     """
-    if isinstance(data, str):
-        data = DataRequest(data)
+    if isinstance(data, str | os.PathLike):
+        data = DataRequest(os.fspath(data))
     if isinstance(data, DataRequest):
         return data.open(inputs)
     if isinstance(data, Source):
@@ -227,7 +227,7 @@ def as_source(data: DataLike, inputs: Sequence[InputSpec]) -> Source:
         raise UsageError(
             f"a {type(data).__name__} is no iterable of batches", where="data", remedy="give a list of dicts"
         )
-    return Source(tuple(inputs), Stream("the given batches", lambda: data, tuple(inputs), None))
+    return Source(tuple(inputs), Stream(f"the given {type(data).__name__}", lambda: data, tuple(inputs), None))
 
 
 def _found(path: Path) -> tuple[str, tuple[Path, ...]]:

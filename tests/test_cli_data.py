@@ -122,7 +122,7 @@ def test_a_function_in_the_current_directory_is_data(tmp_path: Path) -> None:
     done = shell(*arguments, cwd=tmp_path, capture_output=True)
     assert done.returncode == 1
     assert "differs from open.onnx" in done.stdout
-    assert "the first batch of batches of my_batches:load" in " ".join(done.stderr.split())
+    assert "the first batch of my_batches:load" in " ".join(done.stderr.split())
 
 
 # The library

@@ -446,7 +446,7 @@ def test_a_function_yields_batches_and_is_called_for_every_pass(module: Callable
     module(f"calls = []\ndef load():\n    calls.append(1)\n    yield {batch}\n    yield {batch}\n")
     source = open_source("mine:load", ONE)
     assert source.samples is None
-    assert source.describe() == "batches of mine:load"
+    assert source.describe() == "mine:load"
     for passes in (1, 2, 3):
         assert [found.tolist() for found in batches(source)] == [[[0, 1], [2, 3], [4, 5]]] * 2
         assert len(sys.modules["mine"].calls) == passes
@@ -588,11 +588,25 @@ def test_a_second_pass_that_is_not_the_first_is_an_error(
 def test_a_list_of_batches_a_request_a_text_and_a_source_are_sources(tmp_path: Path) -> None:
     text = saved(tmp_path / "x.npy", numbers(3, 2))
     request = DataRequest(text, batch_size=3)
-    given: list[Any] = [[{"x": numbers(3, 2)}], [numbers(3, 2)], text, request, request.open(ONE)]
+    given: list[Any] = [[{"x": numbers(3, 2)}], [numbers(3, 2)], text, Path(text), request, request.open(ONE)]
     for data in given:
         source = as_source(data, ONE)
         for _ in range(2):
             assert [batch.tolist() for batch in batches(source)] == [numbers(3, 2).tolist()]
+
+
+def test_an_iterator_that_starts_anew_may_be_the_same_object(module: Callable[[str], None]) -> None:
+    """A DataLoader with persistent workers gives one iterator again and again, and each time from the beginning."""
+    module(
+        "class Loader:\n    def __init__(self):\n        self.inner = Inner()\n"
+        "    def __iter__(self):\n        self.inner.left = [x, x]\n        return self.inner\n"
+        "class Inner:\n    def __iter__(self):\n        return self\n"
+        "    def __next__(self):\n        if not self.left:\n            raise StopIteration\n"
+        "        return self.left.pop()\n"
+        "loader = Loader()\ndef load():\n    return loader\n"
+    )
+    source = open_source("mine:load", ONE)
+    assert [len(batches(source)) for _ in range(3)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
