@@ -260,7 +260,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
     for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(here)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            yield from (Path(here, name) for name in files if not name.startswith("."))
+        if real in seen:
+            folders.clear()
+            continue
         seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(here, name) for name in files if not name.startswith("."))

@@ -165,7 +165,7 @@ def test_data_that_the_model_refuses_to_run_on_is_an_error_and_no_pass(tmp_path:
 
 
 def test_data_that_does_not_fit_is_found_before_the_work(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.zeros((3, 5), np.float32))
+    np.save(tmp_path / "x.npy", np.zeros((3, 5, 5, 5), np.float32))
     told: list[str] = []
     with pytest.raises(DataError, match="the model takes"):
         bnfold.fold(MODEL, data=str(tmp_path / "x.npy"), progress=told.append)
