@@ -49,6 +49,6 @@ $(VENV)/demo-installed: pyproject.toml | $(VENV)/bin/python
 # torchvision and timm without their dependencies: torchvision insists on one build of torch and would replace
 # another; of what timm asks for, the tests need only PyYAML, because they download no weights.
 $(VENV)/test-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) $(PINS) --editable '.[dev,torch]' pillow pyyaml
+	$(PIP) $(PINS) --editable '.[dev,torch]' pyyaml
 	$(PIP) $(PINS) --no-deps torchvision timm
 	@touch $@

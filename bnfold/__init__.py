@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bnfold.affine import ChannelAffine
     from bnfold.api import FoldResult, fold, inspect, load, save, verify
+    from bnfold.data_images import ImageOptions
+    from bnfold.data_sources import DataRequest, Source
     from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal, Subject
     from bnfold.errors import (
         BnfoldError,
@@ -38,6 +40,8 @@ __version__ = "0.1.0"
 _HOME = {
     "bnfold.affine": ("ChannelAffine",),
     "bnfold.api": ("FoldResult", "fold", "inspect", "load", "save", "verify"),
+    "bnfold.data_images": ("ImageOptions",),
+    "bnfold.data_sources": ("DataRequest", "Source"),
     "bnfold.decision": ("Decision", "Folded", "Kept", "Reason", "Reduced", "Refusal", "Subject"),
     "bnfold.errors": (
         "BnfoldError",
@@ -61,10 +65,12 @@ __all__ = [
     "BnfoldError",
     "ChannelAffine",
     "DataError",
+    "DataRequest",
     "Decision",
     "FoldBatchNormPass",
     "FoldResult",
     "Folded",
+    "ImageOptions",
     "InternalError",
     "Kept",
     "MachineError",
@@ -77,6 +83,7 @@ __all__ = [
     "Refusal",
     "Report",
     "Size",
+    "Source",
     "Subject",
     "UnfoldResult",
     "UsageError",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast, get_args
@@ -15,9 +15,10 @@ from typing import TypeAlias, cast, get_args
 import onnx_ir as ir
 
 from bnfold.constantcheck import constant_check
+from bnfold.data import read_inputs
+from bnfold.data_sources import DataLike, Source, as_source
 from bnfold.decision import Decision
 from bnfold.errors import MachineError, UsageError, VerificationError
-from bnfold.frontends.onnx_context import is_standard
 from bnfold.frontends.onnx_files import in_memory, load, save
 from bnfold.frontends.onnx_fold import ModelPlan, Settings, plan_model
 from bnfold.frontends.onnx_readers import Reader
@@ -27,9 +28,10 @@ from bnfold.history import History, Wish
 from bnfold.leftover_forms import Form
 from bnfold.localcheck import LocalCheck, local_check
 from bnfold.manifest import Manifest
+from bnfold.model_size import size_of
 from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
-from bnfold.report.model import Report, Size
+from bnfold.report.model import Report
 from bnfold.requantising import rounded_biases
 from bnfold.runtime import require
 from bnfold.verification import Verification
@@ -103,7 +105,7 @@ def inspect(  # noqa: PLR0913
     original, notes = _prepared(given, simplify, keep_overridable)
     settings = Settings(_selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
-    return Report(name, planned.decisions, _size(original), notes=notes + _merges(planned) + _roundings(planned))
+    return Report(name, planned.decisions, size_of(original), notes=notes + _merges(planned) + _roundings(planned))
 
 
 def fold(  # noqa: PLR0913
@@ -122,6 +124,7 @@ def fold(  # noqa: PLR0913
     providers: Sequence[str] = ("cpu",),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
+    data: DataLike | None = None,
     progress: Progress | None = None,
 ) -> FoldResult:
     """Fold every BatchNorm of `model` that exact arithmetic allows, and prove the result equivalent.
@@ -142,10 +145,12 @@ def fold(  # noqa: PLR0913
         providers: Execution providers of onnxruntime to check on: "cpu", "cuda".
         shapes: Shapes of inputs by name, where the model leaves them open.
         seed: Seed of the inputs of the check.
+        data: Your own data, to compare on as well: a `DataRequest` or its text, or a list of batches.
         progress: Told what is being done, one clause at a time.
 
     Raises:
-        UsageError, ModelError, MissingPackageError: As `inspect`.
+        UsageError, ModelError, MissingPackageError: As `inspect`; also, data without `verify`, or no data there.
+        DataError: The data cannot be read, or does not fit the model.
         VerificationError: The folded model is not equivalent; its `report` says where.
         MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
     """
@@ -153,6 +158,9 @@ def fold(  # noqa: PLR0913
     for provider in providers if verify else ():
         require(provider)
     given, name = _opened(model)
+    if data is not None and not verify:
+        raise UsageError("data is for the check, which is left out", where=name, remedy="leave out one of the two")
+    source = _source(data, given)
     original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()
     history = History(manifest, original, folded, simplified=simplify)
@@ -165,9 +173,9 @@ def fold(  # noqa: PLR0913
     notes += history.notes
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
-    report = Report(name, planned.decisions, _size(original), _size(folded), notes=notes)
+    report = Report(name, planned.decisions, size_of(original), size_of(folded), notes=notes)
     if verify:
-        check = _Check(providers, shapes, seed, progress)
+        check = _Check(providers, shapes, seed, source, progress)
         checked = Verification(check.local(original, planned, spans), check.quick(given, folded))
         report = Report(name, planned.decisions, report.before, report.after, checked, notes)
         _demand(report)
@@ -182,6 +190,7 @@ def verify(  # noqa: PLR0913
     providers: Sequence[str] = ("cpu",),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
+    data: DataLike | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Run two models on the same inputs, unoptimised, and compare their outputs and inner tensors of equal name.
@@ -189,7 +198,7 @@ def verify(  # noqa: PLR0913
     Args and errors as `fold`; a difference is no error here but in the result.
     """
     old, new = (_opened(model)[0] for model in (before, after))
-    return Verification((), _Check(providers, shapes, seed, progress).quick(old, new))
+    return Verification((), _Check(providers, shapes, seed, _source(data, old), progress).quick(old, new))
 
 
 def _opened(model: ModelLike) -> tuple[ir.Model, str]:
@@ -197,6 +206,11 @@ def _opened(model: ModelLike) -> tuple[ir.Model, str]:
     if isinstance(model, ir.Model):
         return model, model.graph.name or "model"
     return load(model), Path(model).name
+
+
+def _source(data: DataLike | None, model: ir.Model) -> Source | None:
+    """The caller's data for this model."""
+    return None if data is None else as_source(data, read_inputs(in_memory(model)))
 
 
 def _prepared(given: ir.Model, simplify: bool, keep_overridable: bool) -> tuple[ir.Model, tuple[str, ...]]:
@@ -241,11 +255,12 @@ def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
 
 @dataclass(frozen=True)
 class _Check:
-    """How to verify: providers, shapes of inputs, seed, and whom to tell."""
+    """How to verify: providers, shapes of inputs, seed, the caller's data, and whom to tell."""
 
     providers: Sequence[str]
     shapes: Mapping[str, tuple[int, ...]] | None
     seed: int
+    data: Source | None
     progress: Progress | None
 
     def local(self, original: ir.Model, planned: ModelPlan, spans: Sequence[Spans]) -> tuple[LocalCheck, ...]:
@@ -260,9 +275,14 @@ class _Check:
 
     def quick(self, before: ir.Model, after: ir.Model) -> tuple[QuickCheck, ...]:
         old, new = in_memory(before), in_memory(after)
-        shapes, seed, tell = self.shapes, self.seed, self.progress
-        runs = [quick_check(old, new, provider=p, shapes=shapes, seed=seed, progress=tell) for p in self.providers]
-        return tuple(settle(r, old, new, seed=seed, progress=tell) if r.failed and r.runs else r for r in runs)
+        shapes, seed, data, tell = self.shapes, self.seed, self.data, self.progress
+        runs = [
+            quick_check(old, new, provider=p, shapes=shapes, seed=seed, data=data, progress=tell)
+            for p in self.providers
+        ]
+        return tuple(
+            settle(r, old, new, seed=seed, data=data, progress=tell) if r.failed and r.runs else r for r in runs
+        )
 
 
 def _demand(report: Report) -> None:
@@ -276,20 +296,3 @@ def _demand(report: Report) -> None:
     if not checked.passed:
         remedy = "--keep leaves a BatchNorm alone, --no-verify writes the model without this proof"
         raise MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)
-
-
-def _size(model: ir.Model) -> Size:
-    nodes = list(_nodes(model, model.graph.all_nodes(), ()))
-    batchnorms = sum(node.op_type == "BatchNormalization" and is_standard(node) for node in nodes)
-    tensors = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
-    return Size(len(nodes), batchnorms, sum(t.nbytes for t in tensors if t is not None))
-
-
-def _nodes(model: ir.Model, nodes: Iterable[ir.Node], within: tuple[ir.OperatorIdentifier, ...]) -> Iterator[ir.Node]:
-    """The nodes, those of bodies among them, with the nodes of a function in the place of each call."""
-    for node in nodes:
-        called = model.functions.get(node.op_identifier())
-        if called is None or node.op_identifier() in within:
-            yield node
-        else:
-            yield from _nodes(model, called.all_nodes(), (*within, node.op_identifier()))

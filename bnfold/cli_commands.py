@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from bnfold import __version__
+from bnfold.cli_data import data_options
 from bnfold.cli_options import EMBED, checking, manifest_option, reading, showing
 from bnfold.cli_unfold import beside, check_targets, unfold_command
 
 if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
     from rich.console import Console
 
+    from bnfold.data_sources import DataRequest
     from bnfold.leftover_forms import Form
     from bnfold.report.model import Report
+
+verify_data = data_options("--verify-data", meaning="Your own data, to compare on as well", seed=False)
 
 #: Done; and not done, because the result would not be what was asked for.
 DONE, NOT_DONE = 0, 1
@@ -49,6 +53,7 @@ def commands() -> None:
 @click.option("--no-verify", is_flag=True, help="Do not check the result; the model's metadata will say so.")
 @manifest_option
 @checking
+@verify_data
 @showing
 def fold_command(  # noqa: PLR0913  # one parameter for each option
     *,
@@ -67,6 +72,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     providers: tuple[str, ...],
     shapes: dict[str, tuple[int, ...]],
     seed: int,
+    data: DataRequest | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -93,6 +99,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
                 providers=providers,
                 shapes=shapes,
                 seed=seed,
+                data=data,
                 progress=tell,
             )
     except VerificationError as error:
@@ -158,6 +165,7 @@ def inspect_command(  # noqa: PLR0913
 @click.argument("before")
 @click.argument("after")
 @checking
+@verify_data
 @showing
 def verify_command(  # noqa: PLR0913
     *,
@@ -166,6 +174,7 @@ def verify_command(  # noqa: PLR0913
     providers: tuple[str, ...],
     shapes: dict[str, tuple[int, ...]],
     seed: int,
+    data: DataRequest | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -176,7 +185,7 @@ def verify_command(  # noqa: PLR0913
 
     console = terminal.open_console(quiet)
     with terminal.progress(console, f"comparing {before} and {after}") as tell:
-        found = api.verify(before, after, providers=providers, shapes=shapes, seed=seed, progress=tell)
+        found = api.verify(before, after, providers=providers, shapes=shapes, seed=seed, data=data, progress=tell)
     if as_json:
         click.echo(verification_json(Path(before).name, Path(after).name, found), nl=False)
     else:

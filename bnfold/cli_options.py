@@ -61,6 +61,15 @@ manifest_option = click.option(
 )
 
 
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of all that is drawn: made-up inputs, and which samples of data are taken.",
+)
+
+
 def reading(command: Command) -> Command:
     """What decides which BatchNorms are folded."""
     return _together(
@@ -105,7 +114,7 @@ def checking(command: Command) -> Command:
             callback=_shapes,
             help="The shape of an input whose size the model leaves open; may be repeated.",
         ),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."),
+        seed_option,
     )(command)
 
 

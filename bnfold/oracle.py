@@ -18,8 +18,10 @@ import onnx
 
 from bnfold.affine import Float64Array
 from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF, TensorComparison
-from bnfold.data import read_inputs, synthesise
+from bnfold.data import read_inputs
+from bnfold.data_sources import Source
 from bnfold.errors import BnfoldError
+from bnfold.feeds import feeds_again
 from bnfold.frontends.onnx_float64 import in_float64
 from bnfold.frontends.onnx_kernels_run import evaluate
 from bnfold.quickcheck import QuickCheck
@@ -64,12 +66,13 @@ def judge(truth: Float64Array, original: npt.NDArray[Any], folded: npt.NDArray[A
     return Errors(float(np.nan_to_num(np.max(ratio), nan=np.inf)), error if np.isfinite(error) else np.inf)
 
 
-def settle(
+def settle(  # noqa: PLR0913
     check: QuickCheck,
     before: onnx.ModelProto,
     after: onnx.ModelProto,
     *,
     seed: int,
+    data: Source | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> QuickCheck:
     """`check` with every doubtful difference judged by the oracle; as it was when there is no oracle to believe."""
@@ -77,7 +80,7 @@ def settle(
     if progress is not None:
         progress(f"asking the float64 oracle about {len(doubtful)} tensors")
     try:
-        judged = _judge_all(check, before, after, doubtful, seed)
+        judged = _judge_all(check, before, after, doubtful, seed=seed, data=data)
     except BnfoldError as error:
         return replace(check, notes=(*check.notes, f"There is no oracle for the differences: {error}."))
     outputs, inner = ([_settled(c, judged) for c in group] for group in (check.comparisons, check.inner))
@@ -102,16 +105,21 @@ def settle(
     )
 
 
-def _judge_all(
-    check: QuickCheck, before: onnx.ModelProto, after: onnx.ModelProto, names: Sequence[str], seed: int
+def _judge_all(  # noqa: PLR0913
+    check: QuickCheck,
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    names: Sequence[str],
+    *,
+    seed: int,
+    data: Source | None,
 ) -> Mapping[str, Errors]:
     """The worst verdict on each tensor over all runs of the check."""
     specs, wide = read_inputs(before), in_float64(before)
     models = (before, after, *(_rounded_again(before, seed) for seed in range(2)))
     original, folding, *others = (open_session(exposing(model, names), check.provider) for model in models)
     worst: dict[str, Errors] = {}
-    for i, shapes in enumerate(check.runs):
-        feeds = synthesise(specs, seed=seed + 2 * i, batch=1, overrides=shapes)
+    for feeds in feeds_again(specs, check.runs, seed=seed, given=check.given, data=data):
         truth = evaluate(wide, feeds, names)
         folded = folding.run(names, feeds)
         originals = [original.run(names, nudged) for nudged in (feeds, *_nudged(feeds))]

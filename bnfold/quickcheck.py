@@ -17,6 +17,8 @@ from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF, TensorComparison, compar
 from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs, size_choices, synthesise
 from bnfold.dataflow import FLOATS, computed_alike, descendants, last_before
 from bnfold.errors import ProviderError
+from bnfold.feeds import describe_given, given_batches, perturb
+from bnfold.interfaces import compare_interfaces, failure
 from bnfold.probing import Pair, pair_up
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     import onnx
     from numpy.typing import NDArray
+
+    from bnfold.data_sources import Source
 
     Arrays = dict[str, NDArray[np.generic]]
 
@@ -47,6 +51,7 @@ class QuickCheck:
         failed: Something was compared and differs.
         proves: At least one tensor that responds to the input was compared at an output, or right before the decisions
             that an output depends on.
+        given: How many of the runs, the last ones, were on the caller's data.
     """
 
     provider: str
@@ -57,6 +62,7 @@ class QuickCheck:
     first_divergence: str | None
     failed: bool
     proves: bool
+    given: int = 0
 
     @property
     def passed(self) -> bool:
@@ -81,6 +87,7 @@ def quick_check(  # noqa: PLR0913
     provider: str = "cpu",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
+    data: Source | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> QuickCheck:
     """Run both models, unoptimised, on the same seeded inputs and compare their outputs and inner tensors.
@@ -91,6 +98,7 @@ def quick_check(  # noqa: PLR0913
         provider: "cpu" or "cuda".
         shapes: Shapes of inputs by name, where the model leaves them open.
         seed: Seed of the inputs.
+        data: Batches for further runs, of which the first few are compared.
         progress: Told what is being done, one clause at a time.
 
     Raises:
@@ -118,33 +126,8 @@ def quick_check(  # noqa: PLR0913
         other = draw(seed=seed + 2 * len(runs) + 1, batch=sizes[0], spatial=sizes[1]) if not runs else None
         _examine(pair, findings, feeds, values, other)
         runs.append({name: value.shape for name, value in feeds.items()})
-    return _conclude(pair, findings, (before.graph, after.graph), tuple(runs))
-
-
-def compare_interfaces(before: onnx.GraphProto, after: onnx.GraphProto) -> tuple[TensorComparison, ...]:
-    """A failed comparison for every input or output whose name, order or type (of inputs) changed."""
-    failures = []
-    for what, old, new in (
-        ("input", _inputs(before), _inputs(after)),
-        ("output", {value.name: 0 for value in before.output}, {value.name: 0 for value in after.output}),
-    ):
-        notes = {name: f"the {what} is gone" for name in old if name not in new}
-        notes |= {name: f"the {what} is new" for name in new if name not in old}
-        notes |= {name: f"the {what} changed its type" for name in old if name in new and old[name] != new[name]}
-        if not notes and list(old) != list(new):
-            notes[next(iter(old))] = f"the order of the {what}s changed to {', '.join(new)}"
-        failures += [_failure(name, note) for name, note in notes.items()]
-    return tuple(failures)
-
-
-def _inputs(graph: onnx.GraphProto) -> dict[str, int]:
-    """Element type of every input that a caller must feed."""
-    held = {tensor.name for tensor in graph.initializer}
-    return {value.name: value.type.tensor_type.elem_type for value in graph.input if value.name not in held}
-
-
-def _failure(name: str, note: str, kind: str = "") -> TensorComparison:
-    return TensorComparison(name, (), kind, float("inf"), 0.0, 0.0, note=note)
+    given = _examine_given(pair, findings, data, tell)
+    return _conclude(pair, findings, (before.graph, after.graph), (*runs, *given), len(given))
 
 
 def _run_original(
@@ -173,7 +156,7 @@ def _examine(pair: Pair, findings: _Findings, feeds: Arrays, values: Arrays, oth
         moved = pair.original.session.run(pair.compared, other)
         findings.alive |= {name for name in pair.compared if _responds(pair, name, values[name], moved[name])}
         del moved
-    perturbed = pair.before.session.run(pair.compared, _perturb(feeds, _coarsest(pair)) | decided)
+    perturbed = pair.before.session.run(pair.compared, perturb(feeds, _coarsest(pair)) | decided)
     noise = {name: measure_noise(values[name], perturbed[name]) for name in pair.compared}
     del perturbed
     result = pair.after.session.run(pair.compared, feeds | decided)
@@ -182,6 +165,21 @@ def _examine(pair: Pair, findings: _Findings, feeds: Arrays, values: Arrays, oth
         worst = findings.worst.setdefault(name, now)
         if _badness(now) > _badness(worst):
             findings.worst[name] = now
+
+
+def _examine_given(
+    pair: Pair, findings: _Findings, data: Source | None, tell: Callable[[str], None]
+) -> list[Mapping[str, tuple[int, ...]]]:
+    """Runs on the caller's data, after the made-up ones; the shapes of each."""
+    runs: list[Mapping[str, tuple[int, ...]]] = []
+    for feeds in given_batches(data):
+        tell(f"comparing on batch {len(runs)} of the data")
+        values = pair.original.session.run((*pair.compared, *pair.cut), feeds)
+        _examine(pair, findings, feeds, values, None)
+        runs.append({name: value.shape for name, value in feeds.items()})
+    if data is not None:
+        findings.notes.append(describe_given(data, runs))
+    return runs
 
 
 def _badness(entry: TensorComparison) -> tuple[bool, bool, float]:
@@ -206,23 +204,12 @@ def _coarsest(pair: Pair) -> str:
     )
 
 
-def _perturb(feeds: Arrays, accuracy: str) -> Arrays:
-    """The inputs, moved by 64 roundings, though by a 256th at most (8 roundings of float16), yet by 2 roundings."""
-    step = max(2 * UNIT_ROUNDOFF[accuracy], min(64 * UNIT_ROUNDOFF[accuracy], 2.0**-8))
-    generator = np.random.default_rng(0)
-    moved = dict(feeds)
-    for name, value in feeds.items():
-        if value.dtype.name in FLOATS:
-            signs = generator.integers(0, 2, size=value.shape) * 2.0 - 1.0
-            moved[name] = np.asarray(value.astype(np.float64) * (1 + step * signs)).astype(value.dtype)
-    return moved
-
-
 def _conclude(
     pair: Pair,
     findings: _Findings,
     graphs: tuple[onnx.GraphProto, onnx.GraphProto],
     runs: tuple[Mapping[str, tuple[int, ...]], ...],
+    given: int,
 ) -> QuickCheck:
     """Sort what was found into outputs, inner tensors and notes."""
     graph = graphs[0]
@@ -239,7 +226,7 @@ def _conclude(
             )
     outputs = [findings.worst[name] for name in pair.outputs if name in trusted]
     outputs += [
-        _failure(name, f"the type changed from {old} to {new}", old)
+        failure(name, f"the type changed from {old} to {new}", old)
         for name, (old, new) in pair.retyped.items()
         if name not in trusted
     ]
@@ -263,6 +250,7 @@ def _conclude(
         failures[0] if failures else None,
         failed=bool(failures),
         proves=proves,
+        given=given,
     )
 
 

@@ -200,7 +200,8 @@ def test_every_command_has_its_flags() -> None:
         {"--keep", "--only", "--keep-overridable", "--reduce", "--no-merge", "--leftover", "--simplify"},
         {"--json", "--quiet"},
     )
-    checking = {"--provider", "--shape", "--seed"}
+    checking = {"--provider", "--shape", "--seed", "--verify-data", "--batch-size", "--samples", "--preset"}
+    checking |= {f"--image-{what}" for what in ("size", "resize", "mean", "std", "scale", "order")}
     assert found == {
         "fold": {"--output", "--require-all", "--no-verify", "--manifest"} | reading | checking | showing,
         "inspect": reading | showing,

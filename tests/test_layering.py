@@ -39,7 +39,12 @@ TABLE = {
     "graph": row(2, "window_views views graph", "values arrays", "numpy"),
     "carriers": row(3, "carriers.*", "values arrays graph", "numpy"),
     "frontends": row(3, "frontends.*", "values arrays graph", "numpy onnx onnx_ir onnxsim"),
-    "machine": row(3, "runtime data dataflow", "values", "numpy onnx onnx_ir onnxruntime"),
+    "machine": row(
+        3,
+        "runtime data dataflow data_sources data_rows data_fit data_files data_images data_pixels data_callable",
+        "values",
+        "numpy onnx onnx_ir onnxruntime PIL",
+    ),
     "engine": row(
         4,
         "sources changes bench costs regions routes agreeing undoing pulling requantising limits splitting branches "
@@ -49,20 +54,20 @@ TABLE = {
     ),
     "checks": row(
         4,
-        "probing quickcheck localcheck localsizes constantcheck oracle verification",
+        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle verification",
         "values arrays graph machine",
         "numpy onnx onnx_ir",
     ),
     "report": row(5, "report.*", "values arrays checks", ""),
     "library": row(
         6,
-        "__init__ api history unfolding",
+        "__init__ api history model_size unfolding",
         "values arrays graph carriers frontends machine engine checks report",
         "onnx_ir",
     ),
     "program": row(
         6,
-        "__main__ cli cli_commands cli_options cli_unfold terminal wording",
+        "__main__ cli cli_commands cli_data cli_options cli_unfold terminal wording",
         "values arrays graph carriers frontends machine engine checks report library",
         "click rich",
     ),
@@ -94,7 +99,7 @@ EXCEPTIONS = {
 }
 
 #: Only inside functions: the rest of bnfold works without them, and `import bnfold` must not wait for them.
-ON_DEMAND = {"onnxruntime", "onnxsim", "torch", "ml_dtypes"}
+ON_DEMAND = {"onnxruntime", "onnxsim", "torch", "ml_dtypes", "PIL"}
 
 #: The modules that talk to the user; no other one prints, exits, or knows stdout and stderr.
 SPEAKERS = {"__main__", "cli", "cli_commands", "cli_unfold", "terminal"}

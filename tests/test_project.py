@@ -20,17 +20,17 @@ ROOT = Path(__file__).parents[1]
 
 #: What users may import from bnfold. A name that is added belongs here and in CHANGELOG.md; one that goes, breaks them.
 PUBLIC = """
-    BnfoldError ChannelAffine DataError Decision FoldBatchNormPass FoldResult Folded InternalError Kept MachineError
-    Manifest MissingPackageError ModelError ProviderError Reason Reduced Refusal Report Size Subject UnfoldResult
-    UsageError Verification VerificationError fold inspect load save unfold verify
+    BnfoldError ChannelAffine DataError DataRequest Decision FoldBatchNormPass FoldResult Folded ImageOptions
+    InternalError Kept MachineError Manifest MissingPackageError ModelError ProviderError Reason Reduced Refusal Report
+    Size Source Subject UnfoldResult UsageError Verification VerificationError fold inspect load save unfold verify
 """.split()
 
 SIGNATURES = {
     "fold": """model only keep keep_overridable reduce merge leftover simplify readers verify manifest providers shapes
-        seed progress""",
+        seed data progress""",
     "inspect": "model only keep keep_overridable reduce merge leftover simplify readers",
     "unfold": "model manifest only every",
-    "verify": "before after providers shapes seed progress",
+    "verify": "before after providers shapes seed data progress",
     "load": "path",
     "save": "model path",
 }
