@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     )
     from bnfold.frontends.onnx_pass import FoldBatchNormPass
     from bnfold.manifest import Manifest
+    from bnfold.recalibrating import RecalibrationResult, recalibrate
     from bnfold.report.model import Report, Size
+    from bnfold.report.recalibration_report import RecalibrationReport
     from bnfold.unfolding import UnfoldResult, unfold
     from bnfold.verification import Verification
 
@@ -56,7 +58,9 @@ _HOME = {
     ),
     "bnfold.frontends.onnx_pass": ("FoldBatchNormPass",),
     "bnfold.manifest": ("Manifest",),
+    "bnfold.recalibrating": ("RecalibrationResult", "recalibrate"),
     "bnfold.report.model": ("Report", "Size"),
+    "bnfold.report.recalibration_report": ("RecalibrationReport",),
     "bnfold.unfolding": ("UnfoldResult", "unfold"),
     "bnfold.verification": ("Verification",),
 }
@@ -79,6 +83,8 @@ __all__ = [
     "ModelError",
     "ProviderError",
     "Reason",
+    "RecalibrationReport",
+    "RecalibrationResult",
     "Reduced",
     "Refusal",
     "Report",
@@ -92,6 +98,7 @@ __all__ = [
     "fold",
     "inspect",
     "load",
+    "recalibrate",
     "save",
     "unfold",
     "verify",

@@ -10,6 +10,7 @@ import click
 from bnfold import __version__
 from bnfold.cli_data import data_options
 from bnfold.cli_options import EMBED, checking, manifest_option, reading, showing
+from bnfold.cli_recalibrate import recalibrate_command
 from bnfold.cli_unfold import beside, check_targets, unfold_command
 
 if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
@@ -34,7 +35,8 @@ _EPILOG = (
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EPILOG,
     options_metavar="",
-    subcommand_metavar="[fold] MODEL -o OUTPUT | inspect MODEL | verify BEFORE AFTER | unfold MODEL -o OUTPUT",
+    subcommand_metavar="[fold] MODEL -o OUTPUT | inspect MODEL | verify BEFORE AFTER | unfold MODEL -o OUTPUT | "
+    "recalibrate MODEL --data DATA -o OUTPUT",
 )
 @click.version_option(__version__, prog_name="bnfold", message="%(prog)s %(version)s")
 def commands() -> None:
@@ -214,4 +216,5 @@ def _name(path: str) -> str:
     return printable(click.format_filename(path))
 
 
+commands.add_command(recalibrate_command)
 commands.add_command(unfold_command)

@@ -34,6 +34,14 @@ def _shapes(_context: click.Context, _option: click.Parameter, texts: tuple[str,
     return shapes
 
 
+def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
+    """Bytes in `512MiB`, `2 GiB` or `0`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(KiB|MiB|GiB|TiB)?", text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no size; write it like 512MiB")
+    return int(float(match[1]) * 1024 ** ("", "KiB", "MiB", "GiB", "TiB").index(match[2] or ""))
+
+
 def _each_once(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(given))
 
@@ -50,6 +58,7 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 
 _only = click.option("--only", metavar="REGEX", callback=_regex, help="Only the BatchNorms whose name it matches.")
+_keep = click.option("--keep", metavar="REGEX", callback=_regex, help="Keep the BatchNorms whose name it matches.")
 
 #: In the place of a path: the manifest is in the model's own metadata.
 EMBED = "embed"
@@ -73,7 +82,7 @@ seed_option = click.option(
 def reading(command: Command) -> Command:
     """What decides which BatchNorms are folded."""
     return _together(
-        click.option("--keep", metavar="REGEX", callback=_regex, help="Keep the BatchNorms whose name it matches."),
+        _keep,
         _only,
         click.option(
             "--keep-overridable", is_flag=True, help="Keep weights that are inputs overridable by the caller."
@@ -115,6 +124,44 @@ def checking(command: Command) -> Command:
             help="The shape of an input whose size the model leaves open; may be repeated.",
         ),
         seed_option,
+    )(command)
+
+
+def recalibrating(command: Command) -> Command:
+    """From what statistics are computed, and how."""
+    return _together(
+        click.option(
+            "--method",
+            type=click.Choice(["sequential", "batch", "ema"]),
+            default="sequential",
+            show_default=True,
+            help="What is upstream: recalibrated BatchNorms, those of training, or a running average of training.",
+        ),
+        click.option(
+            "--momentum",
+            type=click.FloatRange(min=0, max=1, min_open=True),
+            default=0.1,
+            show_default=True,
+            help="For --method ema: the weight of a new batch (Keras writes 1 minus this).",
+        ),
+        click.option(
+            "--variance",
+            type=click.Choice(["population", "bessel"]),
+            default="population",
+            show_default=True,
+            help="Divide by n, or by n - 1 as PyTorch's training does.",
+        ),
+        click.option(
+            "--memory",
+            default="1GiB",
+            show_default=True,
+            callback=_bytes,
+            metavar="SIZE",
+            help="How much of the activations stays in memory; the rest goes to a temporary file.",
+        ),
+        click.option("--force", is_flag=True, help="Do it with fewer than 32 values in a channel."),
+        _keep,
+        _only,
     )(command)
 
 

@@ -174,6 +174,12 @@ def open_session(model: onnx.ModelProto | str | Path, provider: str = "cpu", *, 
     return Session(provider, optimised, types, floating, handle)
 
 
+def open_segment(model: onnx.ModelProto) -> Session:
+    """An unoptimised session on the CPU; nodes that have no name of their own get one."""
+    name_nodes(model.graph)
+    return open_session(model)
+
+
 def require(provider: str) -> Any:
     """onnxruntime, if it has the provider; to be asked before long work, too.
 

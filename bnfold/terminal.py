@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bnfold.decision import Decision, Folded, Kept, Reduced
+from bnfold.drift import Recalibrated
 from bnfold.report.model import Report
+from bnfold.report.recalibration_report import RecalibrationReport
 from bnfold.verification import Verification
 from bnfold.wording import (
     as_asked,
+    count,
     data_size,
     kept_groups,
     local_line,
@@ -72,6 +75,30 @@ def show_decisions(console: Console, report: Report) -> None:
 def show_verification(console: Console, verification: Verification) -> None:
     """The lines of the check, for `bnfold verify`."""
     _show_facts(console, [*_checks(verification)])
+
+
+def show_recalibration(console: Console, report: RecalibrationReport) -> None:
+    """One row for each BatchNorm, by falling drift, then what stayed and why."""
+    console.print(printable(report.model), style="bold")
+    if report.recalibrated:
+        _show_drifts(console, report.recalibrated)
+    dead = [f"{e.name}: {count(len(e.dead), 'channel')} without variance" for e in report.recalibrated if e.dead]
+    facts = [("dead", f"{line}, which keep their statistics") for line in dead]
+    facts += [("left", f"{entry.name}: {entry}") for entry in report.left]
+    _show_facts(console, [*facts, *_notes(report.notes)])
+
+
+def _show_drifts(console: Console, entries: Sequence[Recalibrated]) -> None:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("BatchNorm", overflow="fold", max_width=console.width * 9 // 20)
+    for heading in ("ch.", "values", "drift", "rms", "variance"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for entry in entries:
+        ratio = entry.variance_ratio
+        drifts = (f"{entry.largest_drift:.2g}", f"{entry.rms_drift:.2g}")
+        ratios = f"x{ratio.min():.2g} to {ratio.max():.2g}"
+        table.add_row(printable(entry.name), str(entry.channels), str(entry.samples), *drifts, ratios)
+    console.print(table)
 
 
 def _show_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:

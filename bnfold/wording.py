@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # these load NumPy and ONNX, which an error message needs not
     from bnfold.localcheck import LocalCheck
     from bnfold.quickcheck import QuickCheck
     from bnfold.report.model import Report
+    from bnfold.report.recalibration_report import RecalibrationReport
     from bnfold.verification import Verification
 
 #: How many names are listed before "and more".
@@ -120,6 +121,15 @@ def counted(report: Report, done: str) -> str:
     parts += [f"{reduced} reduced"] if reduced else []
     parts += [f"{count(len(chains), 'constant chain')} {done}"] if chains else []
     return ", ".join(parts)
+
+
+def recalibrated(report: RecalibrationReport) -> str:
+    """How many of all BatchNorms have new statistics, from how much, and how far they moved."""
+    moved, total = len(report.recalibrated), len(report.recalibrated) + len(report.left)
+    if not total:
+        return "no BatchNorm to recalibrate"
+    far = f", drift up to {report.recalibrated[0].largest_drift:.2g} standard deviations" if moved else ""
+    return f"{moved} of {count(total, 'BatchNorm')} recalibrated on {count(report.samples, 'sample')}{far}"
 
 
 def verified(verification: Verification | None) -> str:

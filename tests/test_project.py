@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bnfold
@@ -21,14 +22,16 @@ ROOT = Path(__file__).parents[1]
 #: What users may import from bnfold. A name that is added belongs here and in CHANGELOG.md; one that goes, breaks them.
 PUBLIC = """
     BnfoldError ChannelAffine DataError DataRequest Decision FoldBatchNormPass FoldResult Folded ImageOptions
-    InternalError Kept MachineError Manifest MissingPackageError ModelError ProviderError Reason Reduced Refusal Report
-    Size Source Subject UnfoldResult UsageError Verification VerificationError fold inspect load save unfold verify
+    InternalError Kept MachineError Manifest MissingPackageError ModelError ProviderError Reason RecalibrationReport
+    RecalibrationResult Reduced Refusal Report Size Source Subject UnfoldResult UsageError Verification
+    VerificationError fold inspect load recalibrate save unfold verify
 """.split()
 
 SIGNATURES = {
     "fold": """model only keep keep_overridable reduce merge leftover simplify readers verify manifest providers shapes
         seed data progress""",
     "inspect": "model only keep keep_overridable reduce merge leftover simplify readers",
+    "recalibrate": "model data method momentum bessel memory force keep only progress",
     "unfold": "model manifest only every",
     "verify": "before after providers shapes seed data progress",
     "load": "path",
@@ -56,6 +59,8 @@ def copy(tmp_path: Path) -> Path:
     for folder in ("examples", "models"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "models" / "digits-darknet.onnx", tmp_path / "model.onnx")  # the reader's own model
+    with np.load(ROOT / "models" / "digits-heldout.npz") as archive:  # the reader's own data
+        np.save(tmp_path / "moved.npy", (0.4 * archive["images"][:, None] / 16 + 0.3).astype(np.float32))
     programs = tmp_path / "programs"
     programs.mkdir()
     for name, line in {"bnfold": "-m bnfold ", "python": "", "python3": ""}.items():
