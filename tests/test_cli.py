@@ -206,8 +206,9 @@ def test_every_command_has_its_flags() -> None:
         "fold": {"--output", "--require-all", "--no-verify", "--manifest"} | reading | checking | showing,
         "inspect": reading | showing,
         "verify": checking | showing,
-        "recalibrate": {"--output", "--data", "--batch-size", "--samples", "--seed", "--method", "--momentum"}
-        | {"--variance", "--memory", "--force", "--keep", "--only"}
+        "recalibrate": {"--output", "--data", "--method", "--momentum", "--variance", "--memory", "--force"}
+        | (checking - {"--provider", "--shape", "--verify-data"})
+        | {"--keep", "--only"}
         | showing,
         "unfold": {"--output", "--manifest", "--only", "--all"} | showing,
     }

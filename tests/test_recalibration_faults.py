@@ -59,7 +59,7 @@ def test_data_that_do_not_fit_are_refused(data: Any, message: str) -> None:
 
 def test_values_that_become_infinite_in_the_model_are_refused_with_the_place() -> None:
     text = f"{IMAGE} <{parameters('a', 'b')}> {{ {bn('a', 'x', 'c')} z = Log (c) {bn('b', 'z', 'y')} }}"
-    with pytest.raises(DataError, match="^b: values that are not finite reach this BatchNorm"):
+    with pytest.raises(DataError, match=r"^b: values that are not finite reach this BatchNorm"):
         bnfold.recalibrate(ir.from_proto(parse(text)), [images()])
 
 
