@@ -161,9 +161,9 @@ def open_session(model: onnx.ModelProto | str | Path, provider: str = "cpu", *, 
     """
     onnxruntime = require(provider)
     choice = [(PROVIDERS["cuda"], dict(CUDA_OPTIONS)), PROVIDERS["cpu"]] if provider == "cuda" else [PROVIDERS["cpu"]]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _explained(provider):
+    with contextlib.ExitStack() as stack, _explained(provider):
         options = _options(onnxruntime, optimised=optimised, cuda=provider == "cuda")
-        handle = onnxruntime.InferenceSession(_loadable(model, Path(folder)), options, providers=choice)
+        handle = onnxruntime.InferenceSession(_loadable(model, stack), options, providers=choice)
     if handle.get_providers()[0] != PROVIDERS[provider]:
         raise ProviderError(
             f"onnxruntime fell back to {handle.get_providers()[0]} although {provider} was asked for",
@@ -218,8 +218,8 @@ def _options(onnxruntime: Any, *, optimised: bool, cuda: bool) -> Any:
     return options
 
 
-def _loadable(model: onnx.ModelProto | str | Path, folder: Path) -> bytes | str:
-    """The model as onnxruntime takes it: a path, bytes, or for large ones a file with external data in `folder`."""
+def _loadable(model: onnx.ModelProto | str | Path, stack: contextlib.ExitStack) -> bytes | str:
+    """The model as onnxruntime takes it: a path, bytes, or for large ones a file that is there until `stack` ends."""
     if isinstance(model, str | Path):
         return str(model)
     if sum(tensor.ByteSize() for tensor in model.graph.initializer) <= LARGEST_IN_MEMORY:
@@ -227,7 +227,8 @@ def _loadable(model: onnx.ModelProto | str | Path, folder: Path) -> bytes | str:
     import onnx_ir  # noqa: PLC0415
 
     # onnx.save would move the weights out of the caller's model; this shares them.
-    path = folder / "model.onnx"
+    folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+    path = Path(folder) / "model.onnx"
     onnx_ir.save(onnx_ir.from_proto(model), path, external_data="model.data")
     return str(path)
 
