@@ -95,6 +95,17 @@ CASES = {
         }}""",
         [["b"], ["early", "late"], ["c"]],
     ),
+    "one value that is observed at two levels": Case(
+        f"""(float[n, 4, 6, 6] x) => (float[n, 4, h, w] y, float[n, 4, h, w] z) <{parameters("s", "a", "b")}> {{
+            c = Neg (x)
+            {bn("early", "c", "z", "s")}
+            {bn("a", "c", "d")}
+            {bn("b", "d", "e")}
+            f = Relu (e)
+            {bn("late", "f", "y", "s")}
+        }}""",
+        [["a"], ["b"], ["early", "late"]],
+    ),
     "one module behind itself, and another one behind that": Case(
         f"""{IMAGE} <float[4, 4, 1, 1] w, {parameters("a", "b")}> {{
             {bn("first", "x", "d", "a")}
