@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bnfold.recalibrating import RecalibrationResult, recalibrate
     from bnfold.report.model import Report, Size
     from bnfold.report.recalibration_report import RecalibrationReport
+    from bnfold.torch_result import TorchFoldResult
     from bnfold.unfolding import UnfoldResult, unfold
     from bnfold.verification import Verification
 
@@ -61,6 +62,7 @@ _HOME = {
     "bnfold.recalibrating": ("RecalibrationResult", "recalibrate"),
     "bnfold.report.model": ("Report", "Size"),
     "bnfold.report.recalibration_report": ("RecalibrationReport",),
+    "bnfold.torch_result": ("TorchFoldResult",),
     "bnfold.unfolding": ("UnfoldResult", "unfold"),
     "bnfold.verification": ("Verification",),
 }
@@ -91,6 +93,7 @@ __all__ = [
     "Size",
     "Source",
     "Subject",
+    "TorchFoldResult",
     "UnfoldResult",
     "UsageError",
     "Verification",

@@ -10,39 +10,37 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args, overload
 
 import onnx_ir as ir
 
-from bnfold.constantcheck import constant_check
-from bnfold.data import read_inputs
-from bnfold.data_sources import DataLike, Source, as_source
+from bnfold.checking import Check, Progress, demand, source_of
+from bnfold.data_sources import DataLike
 from bnfold.decision import Decision
-from bnfold.errors import MachineError, UsageError, VerificationError
-from bnfold.frontends.onnx_files import in_memory, load, save
+from bnfold.errors import UsageError
+from bnfold.frontends.onnx_files import load, save
 from bnfold.frontends.onnx_fold import ModelPlan, Settings, plan_model
 from bnfold.frontends.onnx_readers import Reader
-from bnfold.frontends.onnx_regions import Cutter
 from bnfold.frontends.onnx_simplify import simplified
 from bnfold.history import History, Wish
 from bnfold.leftover_forms import Form
-from bnfold.localcheck import LocalCheck, local_check
 from bnfold.manifest import Manifest
 from bnfold.model_size import size_of
-from bnfold.oracle import settle
-from bnfold.quickcheck import QuickCheck, quick_check
 from bnfold.report.model import Report
 from bnfold.requantising import rounded_biases
 from bnfold.runtime import require
+from bnfold.torch_dispatch import fold_torch, inspect_torch, is_module
+from bnfold.torch_result import TorchFoldResult
 from bnfold.verification import Verification
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["FoldResult", "fold", "inspect", "load", "save", "verify"]
 
 #: A model in memory, or the path of an ONNX file.
 ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
-Progress: TypeAlias = Callable[[str], None]
 Readers: TypeAlias = Mapping[tuple[str, str], Reader]
-Spans: TypeAlias = Mapping[int, tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +64,9 @@ class FoldResult:
 
 
 def inspect(  # noqa: PLR0913
-    model: ModelLike,
+    model: ModelLike | nn.Module,
     *,
+    example_inputs: tuple[Any, ...] | None = None,
     only: str | None = None,
     keep: str | None = None,
     keep_overridable: bool = False,
@@ -80,7 +79,9 @@ def inspect(  # noqa: PLR0913
     """What `fold` would do with `model`, which stays as it is.
 
     Args:
-        model: A model, or the path of an ONNX file.
+        model: A model, the path of an ONNX file, or a PyTorch module in eval mode.
+        example_inputs: What the forward pass of a PyTorch module takes. Such a module takes `only` and `keep` besides,
+            and nothing else.
         only: A regular expression; BatchNorms in whose name it is not found are kept.
         keep: A regular expression; BatchNorms in whose name it is found are kept.
         keep_overridable: Leave initializers alone that are also graph inputs, which a caller may override.
@@ -97,20 +98,61 @@ def inspect(  # noqa: PLR0913
 
     Raises:
         UsageError: `only` or `keep` is no regular expression, `leftover` is no form; the file does not exist.
-        ModelError: The file is not an ONNX model that can be read.
+        ModelError: The file is not an ONNX model that can be read, or torch.export cannot capture the module.
         MissingPackageError: onnxsim is wanted and not installed.
     """
+    if is_module(model):
+        given_too = (keep_overridable, reduce, not merge, leftover != "keep", simplify, readers)
+        return inspect_torch(model, example_inputs, _selection(only, keep), given_too)
     form = _form(leftover)
-    given, name = _opened(model)
+    given, name = _opened(cast("ModelLike", model))
     original, notes = _prepared(given, simplify, keep_overridable)
     settings = Settings(_selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
     return Report(name, planned.decisions, size_of(original), notes=notes + _merges(planned) + _roundings(planned))
 
 
-def fold(  # noqa: PLR0913
+@overload
+def fold(
+    model: nn.Module,
+    *,
+    example_inputs: tuple[Any, ...],
+    inplace: bool = ...,
+    only: str | None = ...,
+    keep: str | None = ...,
+    verify: bool = ...,
+    seed: int = ...,
+    progress: Progress | None = ...,
+) -> TorchFoldResult: ...
+
+
+@overload
+def fold(
     model: ModelLike,
     *,
+    only: str | None = ...,
+    keep: str | None = ...,
+    keep_overridable: bool = ...,
+    reduce: bool = ...,
+    merge: bool = ...,
+    leftover: Form = ...,
+    simplify: bool = ...,
+    readers: Readers | None = ...,
+    verify: bool = ...,
+    manifest: Wish = ...,
+    providers: Sequence[str] = ...,
+    shapes: Mapping[str, tuple[int, ...]] | None = ...,
+    seed: int = ...,
+    data: DataLike | None = ...,
+    progress: Progress | None = ...,
+) -> FoldResult: ...
+
+
+def fold(  # noqa: PLR0913
+    model: ModelLike | nn.Module,
+    *,
+    example_inputs: tuple[Any, ...] | None = None,
+    inplace: bool = False,
     only: str | None = None,
     keep: str | None = None,
     keep_overridable: bool = False,
@@ -126,11 +168,14 @@ def fold(  # noqa: PLR0913
     seed: int = 0,
     data: DataLike | None = None,
     progress: Progress | None = None,
-) -> FoldResult:
+) -> FoldResult | TorchFoldResult:
     """Fold every BatchNorm of `model` that exact arithmetic allows, and prove the result equivalent.
 
     Args:
-        model: A model, which stays as it is, or the path of an ONNX file.
+        model: A model, which stays as it is, the path of an ONNX file, or a PyTorch module in eval mode.
+        example_inputs: What the forward pass of a PyTorch module takes. Such a module takes `inplace`, `only`, `keep`,
+            `verify`, `seed` and `progress` besides, and nothing else.
+        inplace: Whether the PyTorch module itself is changed, and not a copy of it.
         only: As `inspect`.
         keep: As `inspect`.
         keep_overridable: As `inspect`.
@@ -154,13 +199,18 @@ def fold(  # noqa: PLR0913
         VerificationError: The folded model is not equivalent; its `report` says where.
         MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
     """
+    if is_module(model):
+        given_too = (keep_overridable, reduce, not merge, leftover != "keep", simplify, readers, manifest, shapes,
+                     tuple(providers) != ("cpu",), data is not None)  # fmt: skip
+        return fold_torch(model, example_inputs, _selection(only, keep), given_too, inplace=inplace, verify=verify,
+                          seed=seed, progress=progress)  # fmt: skip
     form = _form(leftover)
     for provider in providers if verify else ():
         require(provider)
-    given, name = _opened(model)
+    given, name = _opened(cast("ModelLike", model))
     if data is not None and not verify:
         raise UsageError("data is for the check, which is left out", where=name, remedy="leave out one of the two")
-    source = _source(data, given)
+    source = source_of(data, given)
     original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()
     history = History(manifest, original, folded, simplified=simplify)
@@ -175,10 +225,10 @@ def fold(  # noqa: PLR0913
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
     report = Report(name, planned.decisions, size_of(original), size_of(folded), notes=notes)
     if verify:
-        check = _Check(providers, shapes, seed, source, progress)
+        check = Check(providers, shapes, seed, source, progress)
         checked = Verification(check.local(original, planned, spans), check.quick(given, folded))
         report = Report(name, planned.decisions, report.before, report.after, checked, notes)
-        _demand(report)
+        demand(report)
     planned.record(report.verification.providers if report.verification else ())
     return FoldResult(folded, report, history.extended(folded))
 
@@ -198,7 +248,7 @@ def verify(  # noqa: PLR0913
     Args and errors as `fold`; a difference is no error here but in the result.
     """
     old, new = (_opened(model)[0] for model in (before, after))
-    return Verification((), _Check(providers, shapes, seed, _source(data, old), progress).quick(old, new))
+    return Verification((), Check(providers, shapes, seed, source_of(data, old), progress).quick(old, new))
 
 
 def _opened(model: ModelLike) -> tuple[ir.Model, str]:
@@ -206,11 +256,6 @@ def _opened(model: ModelLike) -> tuple[ir.Model, str]:
     if isinstance(model, ir.Model):
         return model, model.graph.name or "model"
     return load(model), Path(model).name
-
-
-def _source(data: DataLike | None, model: ir.Model) -> Source | None:
-    """The caller's data for this model."""
-    return None if data is None else as_source(data, read_inputs(in_memory(model)))
 
 
 def _prepared(given: ir.Model, simplify: bool, keep_overridable: bool) -> tuple[ir.Model, tuple[str, ...]]:
@@ -251,48 +296,3 @@ def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
         return None if text is None else re.compile(text)
     except re.error as error:
         raise UsageError(f"{text!r} is no regular expression: {error}", where=option) from error
-
-
-@dataclass(frozen=True)
-class _Check:
-    """How to verify: providers, shapes of inputs, seed, the caller's data, and whom to tell."""
-
-    providers: Sequence[str]
-    shapes: Mapping[str, tuple[int, ...]] | None
-    seed: int
-    data: Source | None
-    progress: Progress | None
-
-    def local(self, original: ir.Model, planned: ModelPlan, spans: Sequence[Spans]) -> tuple[LocalCheck, ...]:
-        shapes, seed, tell = self.shapes, self.seed, self.progress
-        checks = list(constant_check(planned.called or original, planned.evaluated))
-        if any(made.regions for _, made in planned.parts):
-            old, new = Cutter(planned.prepared or original), Cutter(planned.model)
-            for (graph, made), span in zip(planned.parts, spans, strict=True):
-                where = (old.at(graph.path), new.at(graph.path))
-                checks += local_check(*where, made, span, shapes=shapes, seed=seed, progress=tell)
-        return tuple(checks)
-
-    def quick(self, before: ir.Model, after: ir.Model) -> tuple[QuickCheck, ...]:
-        old, new = in_memory(before), in_memory(after)
-        shapes, seed, data, tell = self.shapes, self.seed, self.data, self.progress
-        runs = [
-            quick_check(old, new, provider=p, shapes=shapes, seed=seed, data=data, progress=tell)
-            for p in self.providers
-        ]
-        return tuple(
-            settle(r, old, new, seed=seed, data=data, progress=tell) if r.failed and r.runs else r for r in runs
-        )
-
-
-def _demand(report: Report) -> None:
-    """Nothing wrong gets out, and nothing unproven either."""
-    checked = report.verification
-    assert checked is not None
-    if checked.failed:
-        failure = VerificationError(f"the folded model differs: {checked.culprit}", where=report.model)
-        failure.report = report
-        raise failure
-    if not checked.passed:
-        remedy = "--keep leaves a BatchNorm alone, --no-verify writes the model without this proof"
-        raise MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)

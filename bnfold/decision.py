@@ -106,6 +106,8 @@ class Reason(Enum):
     ACTIVATIONS_MIGHT_OVERFLOW = "the activations along the route might not fit float16"
     #: |mean| / sqrt(var + epsilon) above 8: the shift would be added only after cancellation.
     ILL_CONDITIONED = "the mean is too many standard deviations from zero for the shift to move past the operator"
+    #: PyTorch: a module called twice, tied or computed weights, hooks; constants in the code of a forward pass.
+    MODULE_CANNOT_HOLD_IT = "the PyTorch module has no place of its own for the changed numbers"
     #: Nodes that the fold would add, or an activation that would get a bound for each channel.
     COSTS_MORE = "the operators that the fold would need cost more than the BatchNorm does"
 
@@ -125,6 +127,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.COMPUTES_IN_INTEGERS: "fold before the model is quantised",
     Reason.COSTS_MORE: "try --reduce, which makes activations dearer if BatchNorms vanish by that",
     Reason.SHIFT_MEETS_PADDING: "train with padding by reflection or without padding",
+    Reason.MODULE_CANNOT_HOLD_IT: "export the module to ONNX and fold that",
     Reason.WEIGHTS_NOT_CONSTANT: "try --simplify, which evaluates what is constant",
 }
 

@@ -38,7 +38,7 @@ TABLE = {
     ),
     "graph": row(2, "window_views views graph observation", "values arrays", "numpy"),
     "carriers": row(3, "carriers.*", "values arrays graph", "numpy"),
-    "frontends": row(3, "frontends.*", "values arrays graph", "numpy onnx onnx_ir onnxsim"),
+    "frontends": row(3, "frontends.*", "values arrays graph", "numpy onnx onnx_ir onnxsim torch ml_dtypes"),
     "machine": row(
         3,
         "runtime data dataflow data_sources data_rows data_fit data_files data_images data_pixels data_callable",
@@ -54,16 +54,16 @@ TABLE = {
     ),
     "checks": row(
         4,
-        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle verification",
+        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle verification torchcheck",
         "values arrays graph machine",
-        "numpy onnx onnx_ir",
+        "numpy onnx onnx_ir torch",
     ),
     "report": row(5, "report.*", "values arrays checks", ""),
     "library": row(
         6,
-        "__init__ api history model_size recalibrating unfolding",
+        "__init__ api api_torch checking history model_size recalibrating torch_dispatch torch_result unfolding",
         "values arrays graph carriers frontends machine engine checks report",
-        "onnx_ir",
+        "onnx_ir torch",
     ),
     "program": row(
         6,
@@ -80,6 +80,8 @@ EXCEPTIONS = {
     # which calls to write out is known when all graphs are planned
     "frontends.onnx_fold": {"folding", "leftover_forms", "leftovers"},
     "frontends.onnx_manifest": {"changes", "folding"},  # notes what a plan does
+    "frontends.torch_fixed": {"carriers"},  # asks the rules what would change
+    "frontends.torch_write": {"folding"},  # writes a plan
     "constantcheck": {
         "frontends.onnx_evaluate",  # what was computed
         "frontends.onnx_float64",  # as localcheck
@@ -96,6 +98,7 @@ EXCEPTIONS = {
     },
     "localsizes": {"folding", "regions", "frontends.onnx_scopes", "frontends.onnx_shapes"},  # regions, shapes in them
     "report.recalibration_report": {"recalibration"},  # as verification, the result of which is a check
+    "torchcheck": {"frontends.torch_capture"},  # which other sizes the module takes
     "oracle": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
 }
 

@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = """
     BnfoldError ChannelAffine DataError DataRequest Decision FoldBatchNormPass FoldResult Folded ImageOptions
     InternalError Kept MachineError Manifest MissingPackageError ModelError ProviderError Reason RecalibrationReport
-    RecalibrationResult Reduced Refusal Report Size Source Subject UnfoldResult UsageError Verification
+    RecalibrationResult Reduced Refusal Report Size Source Subject TorchFoldResult UnfoldResult UsageError Verification
     VerificationError fold inspect load recalibrate save unfold verify
 """.split()
 
 SIGNATURES = {
-    "fold": """model only keep keep_overridable reduce merge leftover simplify readers verify manifest providers shapes
-        seed data progress""",
-    "inspect": "model only keep keep_overridable reduce merge leftover simplify readers",
+    "fold": """model example_inputs inplace only keep keep_overridable reduce merge leftover simplify readers verify
+        manifest providers shapes seed data progress""",
+    "inspect": "model example_inputs only keep keep_overridable reduce merge leftover simplify readers",
     "recalibrate": "model data method momentum bessel memory force keep only progress",
     "unfold": "model manifest only every",
     "verify": "before after providers shapes seed data progress",

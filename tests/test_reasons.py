@@ -163,10 +163,11 @@ def _decided(reason: Reason) -> bnfold.Report:
 
 
 def test_there_is_a_row_for_every_reason() -> None:
-    assert list(ROWS) == list(Reason)
+    of_modules = Reason.MODULE_CANNOT_HOLD_IT  # of PyTorch alone: tests/test_torch_guards.py
+    assert list(ROWS) == [reason for reason in Reason if reason is not of_modules]
 
 
-@pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
+@pytest.mark.parametrize("reason", ROWS, ids=lambda reason: reason.name)
 def test_every_reason_can_be_met(reason: Reason) -> None:
     report = _decided(reason)
     assert reason in reasons(report)
@@ -176,7 +177,7 @@ def test_every_reason_can_be_met(reason: Reason) -> None:
     assert len(kept.refusals) <= 2
 
 
-@pytest.mark.parametrize("reason", REMEDIES, ids=lambda reason: reason.name)
+@pytest.mark.parametrize("reason", [r for r in REMEDIES if r in ROWS], ids=lambda reason: reason.name)
 def test_a_remedy_is_told_with_its_reason(reason: Reason) -> None:
     kept = Kept(_decided(reason).decisions[0].subject, (bnfold.Refusal(reason, "somewhere"),))
     assert kept.remedy == REMEDIES[reason]

@@ -1,0 +1,240 @@
+"""A PyTorch module captured by `torch.export`: its aten graph, and what is proven about the shapes of its values.
+
+A size is known only where it does not hang on the sizes of the example: an input size that the capture fixed, though
+the module runs with twice of it, is captured a second time, and what differs then is not known.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bnfold.errors import MissingPackageError, ModelError
+from bnfold.graph import Dim, Shape
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+
+#: Sizes of 0 and 1 torch.export never takes for others.
+_SMALLEST = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A module's graph.
+
+    Attributes:
+        program: What torch.export gave.
+        nodes: Its nodes in topological order.
+        shapes: The shape of each value by its node; of several outputs, that of each is at its getitem.
+        inputs: Example inputs, no size of which is 1 if the module takes another.
+    """
+
+    program: ExportedProgram
+    nodes: tuple[Node, ...]
+    shapes: Mapping[Node, Shape]
+    inputs: tuple[Any, ...]
+
+
+def capture(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
+    """Export a copy of `module`: hooks and caches of modules keep what they see.
+
+    Raises:
+        ModelError: torch.export cannot capture it, or what it computes depends on the sizes of its inputs.
+        MissingPackageError: torch is too old.
+    """
+    inputs = grown(module, inputs, only=1)
+    program = _export(module, inputs)
+    varied = grown(module, inputs, fixed=_fixed(program))
+    if varied is inputs:
+        return _captured(program, inputs)
+    other = _captured(_export(module, varied), varied)
+    first = tuple(program.graph.nodes)
+    if [str(n.target) for n in first] != [str(n.target) for n in other.nodes]:
+        raise ModelError(
+            "what the module computes depends on the sizes of its inputs",
+            remedy="fold the parts of it that do not",
+        )
+    pairs = {new: (_shape(old), other.shapes[new]) for old, new in zip(first, other.nodes, strict=True)
+             if new in other.shapes}  # fmt: skip
+    shapes = {node: _agreed(*both) for node, both in pairs.items()}
+    return Captured(other.program, other.nodes, shapes, varied)
+
+
+def limits(captured: Captured) -> tuple[str, ...]:
+    """Sizes of inputs for which alone the capture holds, because the forward pass asks for them; one sentence each."""
+    ranges = {str(symbol): (str(span.lower), str(span.upper)) for symbol, span in
+              captured.program.range_constraints.items()}  # fmt: skip
+    found = []
+    names = captured.program.graph_signature.user_inputs
+    for node in (node for node in captured.nodes if node.name in names):
+        for axis, size in enumerate(_shape(node) or ()):
+            lower, upper = ranges.get(str(size), ("0", "int_oo"))
+            if not isinstance(size, int) and (int(lower) > _SMALLEST or upper != "int_oo"):
+                end = "" if upper == "int_oo" else f" to {upper}"
+                found.append(f"captured for axis {axis} of {node.name} from {lower}{end}")
+    return tuple(found)
+
+
+def _captured(program: ExportedProgram, inputs: tuple[Any, ...]) -> Captured:
+    nodes = tuple(program.graph.nodes)
+    shapes = {node: shape for node in nodes if (shape := _shape(node)) is not None}
+    return Captured(program, nodes, shapes, inputs)
+
+
+def _shape(node: Node) -> Shape | None:
+    value = node.meta.get("val")
+    sizes = getattr(value, "shape", None)
+    return None if sizes is None else tuple(size if isinstance(size, int) else str(size) for size in sizes)
+
+
+def _agreed(old: Shape | None, new: Shape) -> Shape:
+    """What both captures say; a size that is a number in one of them only, or another one, is not known."""
+    if old is None or len(old) != len(new):
+        raise ModelError("the rank of a value depends on the sizes of the inputs", remedy="fold the parts apart")
+    return tuple(_agreed_size(a, b) for a, b in zip(old, new, strict=True))
+
+
+def _agreed_size(old: Dim, new: Dim) -> Dim:
+    return new if isinstance(new, str) or old == new else None
+
+
+def _fixed(program: ExportedProgram) -> list[dict[int, int]]:
+    """The sizes of each tensor among the inputs that the capture holds to be fixed, by axis."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    found = []
+    for name in program.graph_signature.user_inputs:
+        shape = _shape(nodes[name]) if isinstance(name, str) and name in nodes else None
+        if shape is not None:
+            found.append({axis: size for axis, size in enumerate(shape) if isinstance(size, int)})
+    return found
+
+
+def grown(
+    module: nn.Module, inputs: tuple[Any, ...], *, only: int | None = None, fixed: list[dict[int, int]] | None = None
+) -> tuple[Any, ...]:
+    """`inputs` with sizes doubled (all, those equal to `only`, those in `fixed`) where the module runs with that."""
+    from torch.utils import _pytree  # noqa: PLC0415
+
+    leaves, spec = _pytree.tree_flatten(inputs)
+    places = [i for i, leaf in enumerate(leaves) if _is_tensor(leaf)]
+    changed = False
+    for place, known in zip(places, fixed if fixed is not None else [None] * len(places), strict=False):
+        for axis in range(leaves[place].ndim):
+            size = leaves[place].shape[axis]
+            if (only is not None and size != only) or (known is not None and axis not in known) or size == 0:
+                continue
+            trial = [*leaves]
+            trial[place] = _doubled(leaves[place], axis)
+            if _runs(module, _pytree.tree_unflatten(trial, spec)):
+                leaves, changed = trial, True
+    return tuple(_pytree.tree_unflatten(leaves, spec)) if changed else inputs
+
+
+def _doubled(tensor: Any, axis: int) -> Any:
+    import torch  # noqa: PLC0415
+
+    return torch.cat([tensor, tensor], axis)
+
+
+def _is_tensor(leaf: object) -> bool:
+    import torch  # noqa: PLC0415
+
+    return isinstance(leaf, torch.Tensor)
+
+
+def _runs(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether the module takes these inputs: on fake tensors first, then for good, as fakes take more."""
+    return _succeeds(lambda: _run_fake(copied(module), inputs)) and _succeeds(lambda: copied(module)(*inputs))
+
+
+def _run_fake(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    import torch  # noqa: PLC0415
+    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415
+    from torch.utils import _pytree  # noqa: PLC0415
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    state: dict[str, Any] = {
+        name: mode.from_tensor(t) for name, t in (*module.named_parameters(), *module.named_buffers())
+    }
+    sample = _pytree.tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, inputs)
+    with mode:
+        torch.func.functional_call(module, state, sample)
+
+
+def _succeeds(run: Callable[[], object]) -> bool:
+    import torch  # noqa: PLC0415
+
+    with torch.no_grad(), _silent(), torch.random.fork_rng():
+        try:
+            run()
+        except Exception:  # whatever the module says: it does not take them
+            return False
+    return True
+
+
+def _export(module: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
+    import torch  # noqa: PLC0415
+    from torch.utils import _pytree  # noqa: PLC0415
+
+    if not hasattr(torch.export, "Dim") or not hasattr(torch.export.Dim, "AUTO"):
+        raise MissingPackageError(f"torch {torch.__version__} is too old", remedy="pip install 'torch>=2.6'")
+    auto = torch.export.Dim.AUTO
+
+    def dynamic(leaf: Any) -> Any:
+        return dict.fromkeys(range(leaf.ndim), auto) if isinstance(leaf, torch.Tensor) else None
+
+    with torch.no_grad(), _silent():
+        try:
+            return torch.export.export(
+                copied(module), inputs, dynamic_shapes=_pytree.tree_map(dynamic, inputs), strict=False
+            )
+        except Exception as error:
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ModelError(
+                f"torch.export cannot capture it: {first.strip()}",
+                where=type(module).__name__,
+                remedy="check that module(*example_inputs) runs, or fold the parts of it that can be captured",
+            ) from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing of what torch has to say about attempts that may fail."""
+    loggers = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils")]
+    disabled = [logger.disabled for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, was in zip(loggers, disabled, strict=True):
+            logger.disabled = was
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        ModelError: A part of the module cannot be copied.
+    """
+    computed = {  # by the hooks of weight_norm and its like; torch copies no tensor that was computed
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if hasattr(value, "grad_fn") and value.grad_fn is not None
+    }
+    try:
+        return copy.deepcopy(module, computed)
+    except Exception as error:
+        raise ModelError(f"it cannot be copied: {error}", where=type(module).__name__) from error

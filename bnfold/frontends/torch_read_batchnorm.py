@@ -1,0 +1,174 @@
+"""Reader of BatchNorm in any form: `y = gamma * (x - mean) / sqrt(var + epsilon) + beta`.
+
+BatchNorm1d, 2d, 3d, SyncBatchNorm, their subclasses, functional calls, and torchvision's FrozenBatchNorm2d, which is a
+product and a sum in the graph. What is left of a module when its BatchNorm is gone: nothing, or its activation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnfold.affine import ChannelAffine, Float64Array
+from bnfold.decision import Reason, Refusal
+from bnfold.frontends.torch_constants import as_array
+from bnfold.frontends.torch_context import Context, arguments, base_name, name_of, numpy_dtype, path_of
+from bnfold.views import Barrier, BatchNorm
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.fx import Node
+
+#: Modules of other libraries whose forward pass is the BatchNorm and then the modules named here.
+_RESTS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("timm.layers.norm_act", "BatchNormAct2d"): ("drop", "act"),
+    ("timm.layers.norm_act", "SyncBatchNormAct"): ("drop", "act"),
+    ("torchvision.ops.misc", "FrozenBatchNorm2d"): (),
+}
+
+_FROZEN = ("torchvision.ops.misc", "FrozenBatchNorm2d")
+
+
+@dataclass(frozen=True, eq=False)
+class TorchBatchNorm:
+    """Where the constants of a BatchNorm stand.
+
+    Attributes:
+        path: The module; empty where there is none.
+        rest: The names of the modules in it that stay; None where it cannot be taken out.
+    """
+
+    path: str
+    rest: tuple[str, ...] | None
+
+
+def read_batchnorm(node: Node, context: Context) -> tuple[BatchNorm | Barrier, TorchBatchNorm]:
+    """The affine that the node computes, or why it computes none; and its place."""
+    from torch.fx import Node as FxNode  # noqa: PLC0415
+
+    found = arguments(node)
+    values = [found[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    place, why = _place(node, [v for v in values if isinstance(v, FxNode)], context)
+    known = [v for v in values if isinstance(v, FxNode) and v in context.constants]
+    channels = int(context.constants.tensor(known[0]).numel()) if known else 0
+    refusal = None
+    if found["training"] or values[2] is None or values[3] is None:
+        refusal = Refusal(Reason.NORMALISES_BY_BATCH_STATISTICS, name_of(node))
+    elif len(known) < sum(v is not None for v in values):
+        refusal = Refusal(Reason.PARAMETERS_NOT_CONSTANT, name_of(node))
+    elif context.is_fixed and why:
+        refusal = Refusal(Reason.MODULE_CANNOT_HOLD_IT, name_of(node), why)
+    if refusal is not None:
+        return Barrier(refusal, is_batchnorm=True, channels=channels), place
+    tensors = [None if v is None else context.constants.tensor(v) for v in values]
+    return _view(node, tensors, found["eps"], context), place
+
+
+def frozen_pairs(nodes: tuple[Node, ...], context: Context) -> dict[Node, Node]:
+    """The product and the sum of each FrozenBatchNorm2d, which must be all that its module computes."""
+    inside: dict[str, list[Node]] = {}
+    for node in nodes:
+        if node.op == "call_function" and node not in context.constants and path_of(node):
+            inside.setdefault(path_of(node), []).append(node)
+    return {
+        pair[0]: pair[1]
+        for path, pair in inside.items()
+        if _kind(context.modules.module(path)) == _FROZEN and _is_affine_pair(pair, context)
+    }
+
+
+def _is_affine_pair(pair: list[Node], context: Context) -> bool:
+    names = [base_name(node) for node in pair]
+    if names != ["aten.mul", "aten.add"] or pair[1].args[0] is not pair[0] or list(pair[0].users) != [pair[1]]:
+        return False
+    return all(node.args[1] in context.constants and not node.kwargs for node in pair)
+
+
+def read_frozen(node: Node, context: Context) -> tuple[BatchNorm | Barrier, TorchBatchNorm]:
+    """The affine of a FrozenBatchNorm2d."""
+    path = path_of(node)
+    part: Any = context.modules.module(path)
+    names = ("weight", "bias", "running_mean", "running_var")
+    readers = [n for n in node.graph.nodes if n.op == "placeholder" and context.constants.name(n) in
+               {f"{path}.{name}" for name in names}]  # fmt: skip
+    place, why = _place(node, readers, context)
+    tensors = [getattr(part, name) for name in names]
+    if context.is_fixed and why:
+        refusal = Refusal(Reason.MODULE_CANNOT_HOLD_IT, name_of(node), why)
+        return Barrier(refusal, is_batchnorm=True, channels=int(tensors[0].numel())), place
+    return _view(node, tensors, float(part.eps), context), place
+
+
+def _view(node: Node, tensors: list[Any], epsilon: float, context: Context) -> BatchNorm | Barrier:
+    mean, var = (as_array(t) for t in tensors[2:])
+    gamma, beta = (as_array(t) if t is not None else other
+                   for t, other in zip(tensors, (np.ones_like(mean), np.zeros_like(mean)), strict=False))  # fmt: skip
+    data = next(iter(node.args))
+    shape = context.shapes.get(data)  # type: ignore[arg-type]
+    dtype = numpy_dtype(next(t for t in tensors if t is not None).dtype)
+    same = len({a.shape for a in (gamma, beta, mean, var)}) == 1 and mean.ndim == 1 and mean.size > 0
+    refusal = None
+    if not same or dtype is None:
+        refusal = Refusal(Reason.PARAMETERS_MISMATCHED, name_of(node))
+    elif shape is None or len(shape) < 2:
+        refusal = Refusal(Reason.AXIS_NOT_PROVEN, name_of(node), "its input has one axis")
+    elif isinstance(shape[1], int) and shape[1] != mean.size:
+        refusal = Refusal(Reason.PARAMETERS_MISMATCHED, name_of(node), f"{mean.size} for {shape[1]} channels")
+    if refusal is not None:
+        return Barrier(refusal, is_batchnorm=True, channels=int(mean.size))
+    assert dtype is not None
+    return _affine(gamma, beta, mean, var, epsilon, dtype)
+
+
+def _affine(  # noqa: PLR0913, PLR0917
+    gamma: Float64Array, beta: Float64Array, mean: Float64Array, var: Float64Array, epsilon: float, dtype: np.dtype[Any]
+) -> BatchNorm:
+    with np.errstate(all="ignore"):
+        deviation = np.sqrt(var + epsilon)
+        offset = float(np.abs(mean / deviation).max())
+        before = float((np.abs(mean) + 6 * np.sqrt(var)).max())
+    after = float((np.abs(beta) + 6 * np.abs(gamma)).max())
+    affine = ChannelAffine.of_batchnorm(gamma, beta, mean, var, epsilon)
+    return BatchNorm(affine, 1, dtype, mean, deviation, offset, before, after)
+
+
+def _place(node: Node, parameters: list[Node], context: Context) -> tuple[TorchBatchNorm, str]:
+    """The module of a BatchNorm, and why it must stay; empty if it may change and go."""
+    path = path_of(node)
+    names = [context.constants.name(value) for value in parameters]
+    if not path or any(name is None or name.rpartition(".")[0] != path for name in names) or not names:
+        return TorchBatchNorm("", None), "its parameters are not those of a BatchNorm module"
+    part = context.modules.module(path)
+    rest = rest_of(part)
+    if rest is None:
+        return TorchBatchNorm(path, None), f"{type(part).__name__} may do more than normalise"
+    for name, value in zip(names, parameters, strict=True):
+        if name is not None and (why := _against(name, value, part, context)):
+            return TorchBatchNorm(path, rest), why
+    return TorchBatchNorm(path, rest), context.modules.against_module(path)
+
+
+def _against(name: str, value: Node, part: nn.Module, context: Context) -> str:
+    """Why a parameter must stay; those of a FrozenBatchNorm2d are read more than once, by itself."""
+    if _kind(part) == _FROZEN and all(path_of(reader) == name.rpartition(".")[0] for reader in value.users):
+        return ""
+    return context.modules.against_tensor(name, value)
+
+
+def rest_of(part: nn.Module) -> tuple[str, ...] | None:
+    """The names of the modules that are left when the BatchNorm of `part` is gone; None where that is not known."""
+    from torch import nn  # noqa: PLC0415
+
+    if "forward" in part.__dict__:
+        return None
+    if _kind(part) in _RESTS:
+        return tuple(name for name in _RESTS[_kind(part)] if isinstance(getattr(part, name, None), nn.Module))
+    layers = (nn.SyncBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    kind = next((layer for layer in layers if isinstance(part, layer)), None)
+    return () if kind is not None and type(part).forward is kind.forward else None
+
+
+def _kind(part: nn.Module) -> tuple[str, str]:
+    return type(part).__module__, type(part).__qualname__

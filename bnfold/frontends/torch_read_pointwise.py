@@ -1,0 +1,117 @@
+"""Readers of arithmetic, of the positively homogeneous activations and of clamps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnfold.affine import Float64Array
+from bnfold.decision import Reason
+from bnfold.frontends.torch_context import Context, arguments, barrier, base_name, dtype_of, scalar
+from bnfold.frontends.torch_reading import Reading
+from bnfold.graph import Bounds, Shape
+from bnfold.views import Arithmetic, Barrier, Clamp, ConstantOperand, Homogeneous, Negate, Product, Sum, View
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+#: By operator: with the constant on the right, and on the left (None where nothing passes).
+_ARITHMETIC: dict[str, tuple[Arithmetic, Arithmetic | None]] = {
+    "add": (Arithmetic.ADD, Arithmetic.ADD),
+    "sub": (Arithmetic.SUBTRACT, Arithmetic.SUBTRACT_FROM),
+    "rsub": (Arithmetic.SUBTRACT_FROM, Arithmetic.SUBTRACT),
+    "mul": (Arithmetic.MULTIPLY, Arithmetic.MULTIPLY),
+    "div": (Arithmetic.DIVIDE, None),
+}
+
+_PAIRS: dict[str, View] = {"add": Sum(), "sub": Sum(-1), "mul": Product(), "div": Product((0,))}
+
+
+def _kind(node: Node) -> str:
+    return base_name(node).removeprefix("aten.").rstrip("_")
+
+
+def read_arithmetic(node: Node, context: Context) -> Reading | Barrier:  # noqa: PLR0911
+    """add, sub, rsub, mul, div of two variables, or of one and a constant that provably does not broadcast it up."""
+    found, kind = arguments(node), _kind(node)
+    operands, alpha = (found["self"], found["other"]), found.get("alpha", 1)
+    if found.get("rounding_mode") is not None or dtype_of(node) is None:
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "not of floating-point numbers")
+    constants = [_constant(value, context) for value in operands]
+    if constants[0] is None and constants[1] is None:
+        return _pair(node, kind, operands, alpha)
+    place = 0 if constants[0] is not None else 1
+    data, constant = operands[1 - place], constants[place]
+    arithmetic = _ARITHMETIC[kind][1 - place]
+    if constant is None or constants[1 - place] is not None or dtype_of(data) != dtype_of(node):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "not a variable and a constant of one type")
+    if arithmetic is None:
+        return barrier(node, Reason.OPERATOR_IS_NOT_LINEAR, "division by the value")
+    if alpha != 1:
+        if place == 0 or kind == "rsub" or not isinstance(alpha, int | float):
+            return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "alpha is not 1")
+        constant = constant * alpha
+    shape, dtype = context.shapes[data], dtype_of(node)
+    if not _fits(constant, shape):
+        return barrier(node, Reason.AXIS_NOT_PROVEN, "the constant may broadcast the value up")
+    assert dtype is not None
+    return Reading(ConstantOperand(arithmetic, len(shape), dtype), (data,), constant)
+
+
+def _constant(value: Any, context: Context) -> Float64Array | None:
+    """A number, or a constant tensor of floating-point numbers."""
+    number = scalar(value)
+    if number is not None or value not in context.constants:
+        return number
+    return context.constants.array(value) if dtype_of(value) is not None else None
+
+
+def _pair(node: Node, kind: str, operands: tuple[Any, Any], alpha: Any) -> Reading | Barrier:
+    from torch.fx import Node as FxNode  # noqa: PLC0415
+
+    both = all(isinstance(value, FxNode) and dtype_of(value) == dtype_of(node) for value in operands)
+    if not both or alpha != 1 or kind not in _PAIRS:
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "not two variables of one type, or alpha is not 1")
+    return Reading(_PAIRS[kind], operands)
+
+
+def _fits(constant: Float64Array, shape: Shape) -> bool:
+    """Every axis of the constant has length 1 or the proven length of the value's axis."""
+    if constant.ndim > len(shape) or not constant.size:
+        return False
+    tail = shape[len(shape) - constant.ndim :]
+    return all(size in (1, dim) for size, dim in zip(constant.shape, tail, strict=True))
+
+
+def read_negate(node: Node, _context: Context) -> Reading:
+    """Neg."""
+    return Reading(Negate(), (arguments(node)["self"],))
+
+
+def read_homogeneous(node: Node, _context: Context) -> Reading:
+    """leaky_relu and prelu: `f(c*x) = c*f(x)` for c > 0, whatever the slope."""
+    return Reading(Homogeneous(), (arguments(node)["self"],))
+
+
+def read_abs(node: Node, _context: Context) -> Reading:
+    """Abs."""
+    return Reading(Homogeneous(is_even=True), (arguments(node)["self"],))
+
+
+def read_clamp(node: Node, context: Context) -> Reading | Barrier:
+    """relu, relu6, hardtanh, clamp, clamp_min, clamp_max with numbers as bounds."""
+    found, dtype = arguments(node), dtype_of(node)
+    sides = {
+        "relu": (0.0, None),
+        "relu6": (0.0, 6.0),
+        "hardtanh": (found.get("min_val"), found.get("max_val")),
+    }.get(_kind(node), (found.get("min"), found.get("max")))
+    if dtype is None or not all(side is None or scalar(side) is not None for side in sides):
+        return barrier(node, Reason.OPERATOR_IS_NOT_LINEAR, "its bounds are no numbers")
+    low, high = (other if side is None else float(side) for side, other in zip(sides, (-np.inf, np.inf), strict=True))
+    if not (low <= high and low < np.inf and high > -np.inf):
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "the low bound is above the high one, or nothing is between")
+    data = found["self"]
+    bounds = Bounds(np.asarray(low), np.asarray(high))
+    return Reading(Clamp(context.rank(data), dtype), (data,), bounds=bounds)
