@@ -1,6 +1,7 @@
 """Runs a module before and after a fold on seeded inputs, in float64 and as it is stored.
 
-In float64, before the folded numbers are rounded, both must agree to 1e-10 of each channel's scale. As stored, the
+In float64, before the folded numbers are rounded, both must agree to 1e-10 of each channel's scale, or to 4 times what
+64 roundings of the input do to the original, where that is more (a network that amplifies them). As stored, the
 folded one may err by `4*error + 64*u*scale` of each channel, where error is that of the original, against float64.
 """
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 #: The largest difference in float64, relative to the scale of a channel.
 EXACT = 1e-10
 
-#: Where 64 roundings of its input move the original further, 4 times that is granted, but never more than this.
-_MOST = 1e-7
+#: Where 64 roundings of its input move the original further, 4 times that is granted, but never more than 1e-7.
+_GRANTED, _MOST = 4.0, 1e-7
 
 #: Of the original's own error, and of a rounding, what the folded module is granted.
 _ERRORS, _ROUNDINGS = 4.0, 64.0
@@ -91,8 +92,10 @@ def _compared(
 ) -> Iterator[TensorComparison]:
     raw_before, raw_after = stored
     for i, (a, b) in enumerate(zip(old, new, strict=True)):
-        noise = float(np.quantile(_errors(a, nudged[i]), 0.9)) if a.size else 0.0
-        yield _comparison(f"output {i} in float64", a, b, np.full(_channels(a), max(EXACT, min(4 * noise, _MOST))))
+        noise = _errors(a, nudged[i])
+        noise = np.maximum(noise, np.quantile(noise, 0.9)) if a.size else noise
+        exact = np.clip(_GRANTED * noise, EXACT, _MOST)
+        yield _comparison(f"output {i} in float64", a, b, exact)
         mine = _errors(a, raw_before[i], _TYPICAL)
         u = UNIT_ROUNDOFF.get(raw_before[i].dtype_name, 2.0**-53)
         typical = float(np.quantile(mine, 0.9)) if mine.size else 0.0  # few samples may hit a channel's error at zero
