@@ -1,7 +1,7 @@
 """Runs a module before and after a fold on seeded inputs, in float64 and as it is stored.
 
 In float64, before the folded numbers are rounded, both must agree to 1e-10 of each channel's scale, or to 4 times what
-64 roundings of the input do to the original, where that is more (a network that amplifies them). As stored, the
+roundings of the input and in between do to the original, where that is more (a network that amplifies them). As stored, the
 folded one may err by `4*error + 64*u*scale` of each channel, where error is that of the original, against float64.
 """
 
@@ -92,12 +92,13 @@ def _compared(
 ) -> Iterator[TensorComparison]:
     raw_before, raw_after = stored
     for i, (a, b) in enumerate(zip(old, new, strict=True)):
-        noise = _errors(a, nudged[i])
+        u = UNIT_ROUNDOFF.get(raw_before[i].dtype_name, 2.0**-53)
+        inner = _errors(a, raw_before[i]) * (UNIT_ROUNDOFF["float64"] / u) if u > UNIT_ROUNDOFF["float64"] else 0.0
+        noise = np.maximum(_errors(a, nudged[i]), inner)  # roundings of the input, and those inside, as stored
         noise = np.maximum(noise, np.quantile(noise, 0.9)) if a.size else noise
         exact = np.clip(_GRANTED * noise, EXACT, _MOST)
         yield _comparison(f"output {i} in float64", a, b, exact)
         mine = _errors(a, raw_before[i], _TYPICAL)
-        u = UNIT_ROUNDOFF.get(raw_before[i].dtype_name, 2.0**-53)
         typical = float(np.quantile(mine, 0.9)) if mine.size else 0.0  # few samples may hit a channel's error at zero
         granted = _ERRORS * np.maximum(mine, typical) + _ROUNDINGS * u
         entry = _comparison(f"output {i} as stored", a, raw_after[i], granted, _TYPICAL)
