@@ -1,8 +1,9 @@
 """Runs a module before and after a fold on seeded inputs, in float64 and as it is stored.
 
 In float64, before the folded numbers are rounded, both must agree to 1e-10 of each channel's scale, or to 4 times what
-roundings of the input and in between do to the original, where that is more (a network that amplifies them). As stored, the
-folded one may err by `4*error + 64*u*scale` of each channel, where error is that of the original, against float64.
+roundings of the input and in between do to the original, where that is more (a network that amplifies them), but never
+more than 1e-7. As stored, the folded one may err by `4*error + 64*u*scale` of each channel, where error is that of the
+original, against float64.
 """
 
 from __future__ import annotations
