@@ -34,9 +34,11 @@ def _operators() -> torch.library.Library | None:
         except OSError:
             continue  # built against another torch: exactly what the stand-ins below are for
         return None
-    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    # A fragment, because this file may be imported under two names: as `zoo` and as `tests.zoo`.
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        library.define(_SCHEMA.format(name))  # type: ignore[no-untyped-call]
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(_SCHEMA.format(name))  # type: ignore[no-untyped-call]
     return library
 
 
