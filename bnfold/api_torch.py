@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import MachineError, ModelError, UsageError, VerificationError
+from bnfold.checking import demand
+from bnfold.errors import ModelError, UsageError
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.torch_capture import Captured, capture, copied, limits
 from bnfold.frontends.torch_graph import TorchGraph
@@ -16,6 +17,9 @@ from bnfold.torch_result import TorchFoldResult
 from bnfold.torchcheck import torch_check
 from bnfold.verification import Verification
 from bnfold.views import Barrier, BatchNorm
+
+#: What helps where nothing is proven.
+_REMEDY = "keep=... leaves a BatchNorm alone, verify=False folds without this proof"
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +76,7 @@ def fold_module(  # noqa: PLR0913
             (module, folded, exact), planned.captured.inputs, _landmarks(planned), seed=seed, progress=progress
         )
         report = Report(name, planned.plan.decisions, before, after, Verification((), (check,)), notes)
-        _demand(report)
+        demand(report, "module", _REMEDY)
     if inplace:
         write(module, planned.graph, planned.plan)
         folded = module
@@ -120,19 +124,6 @@ def _landmarks(planned: _Planned) -> dict[str, str]:
 def _changes_again(graph: TorchGraph, name: str, changed: set[str]) -> bool:
     """Whether a later fold changed the meaning of the BatchNorm's own output."""
     return any(op.name == name and op.outputs[0] in changed for op in graph.operators)
-
-
-def _demand(report: Report) -> None:
-    """Nothing wrong gets out, and nothing unproven either."""
-    checked = report.verification
-    assert checked is not None
-    if checked.failed:
-        failure = VerificationError(f"the folded module differs: {checked.culprit}", where=report.model)
-        failure.report = report
-        raise failure
-    if not checked.passed:
-        remedy = "keep=... leaves a BatchNorm alone, verify=False folds without this proof"
-        raise MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)
 
 
 def _size(module: nn.Module, graph: TorchGraph) -> Size:

@@ -24,6 +24,10 @@ Progress: TypeAlias = Callable[[str], None]
 Spans: TypeAlias = Mapping[int, tuple[int, int]]
 
 
+#: What helps where nothing is proven.
+_REMEDY = "--keep leaves a BatchNorm alone, --no-verify writes the model without this proof"
+
+
 @dataclass(frozen=True)
 class Check:
     """How to verify: providers, shapes of inputs, seed, the caller's data, and whom to tell."""
@@ -63,8 +67,13 @@ def source_of(data: DataLike | None, model: ir.Model) -> Source | None:
     return None if data is None else as_source(data, read_inputs(in_memory(model)))
 
 
-def demand(report: Report) -> None:
+def demand(report: Report, kind: str = "model", remedy: str = _REMEDY) -> None:
     """Nothing wrong gets out, and nothing unproven either.
+
+    Args:
+        report: What was checked.
+        kind: What was folded, for the message.
+        remedy: What helps where nothing is proven.
 
     Raises:
         VerificationError: The models differ.
@@ -73,9 +82,8 @@ def demand(report: Report) -> None:
     checked = report.verification
     assert checked is not None
     if checked.failed:
-        failure = VerificationError(f"the folded model differs: {checked.culprit}", where=report.model)
+        failure = VerificationError(f"the folded {kind} differs: {checked.culprit}", where=report.model)
         failure.report = report
         raise failure
     if not checked.passed:
-        remedy = "--keep leaves a BatchNorm alone, --no-verify writes the model without this proof"
         raise MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)

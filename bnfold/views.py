@@ -76,6 +76,25 @@ class BatchNorm:
     before: float
     after: float
 
+    @classmethod
+    def of_statistics(  # noqa: PLR0913, PLR0917  # the operator's own parameters
+        cls,
+        gamma: Float64Array,
+        beta: Float64Array,
+        mean: Float64Array,
+        var: Float64Array,
+        epsilon: float,
+        dtype: np.dtype[Any],
+    ) -> BatchNorm:
+        """The BatchNorm on axis 1 with these parameters, each of shape (channels,), stored in `dtype`."""
+        with np.errstate(all="ignore"):
+            deviation = np.sqrt(var + epsilon)
+            offset = float(np.abs(mean / deviation).max())
+            before = float((np.abs(mean) + 6 * np.sqrt(var)).max())
+        after = float((np.abs(beta) + 6 * np.abs(gamma)).max())
+        affine = ChannelAffine.of_batchnorm(gamma, beta, mean, var, epsilon)
+        return cls(affine, 1, dtype, mean, deviation, offset, before, after)
+
     def stored(self, affine: ChannelAffine) -> tuple[Float64Array, Float64Array]:
         """Gamma and beta with which the BatchNorm, its statistics unchanged, computes `affine`."""
         return affine.scale * self.deviation, affine.shift + affine.scale * self.mean

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bnfold.affine import ChannelAffine
 from bnfold.decision import Reason, Refusal
 from bnfold.frontends.onnx_context import (
     Context,
@@ -74,10 +73,4 @@ def _refuse_shape(node: ir.Node, parameters: list[npt.NDArray[Any]], context: Co
 def _view(node: ir.Node, parameters: list[npt.NDArray[Any]]) -> BatchNorm:
     gamma, beta, mean, var = (np.asarray(p, np.float64) for p in parameters)
     epsilon = float_attr(node, "epsilon", 1e-5)
-    with np.errstate(all="ignore"):
-        deviation = np.sqrt(var + epsilon)
-        offset = float(np.abs(mean / deviation).max())
-        before = float((np.abs(mean) + 6 * np.sqrt(var)).max())
-    after = float((np.abs(beta) + 6 * np.abs(gamma)).max())
-    affine = ChannelAffine.of_batchnorm(gamma, beta, mean, var, epsilon)
-    return BatchNorm(affine, 1, parameters[0].dtype, mean, deviation, offset, before, after)
+    return BatchNorm.of_statistics(gamma, beta, mean, var, epsilon, parameters[0].dtype)

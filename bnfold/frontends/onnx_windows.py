@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from bnfold.embedding import Geometry
 from bnfold.errors import ModelError
-from bnfold.frontends.onnx_context import int_attr, ints_attr, name_of, str_attr
+from bnfold.frontends.onnx_context import ints_attr, name_of, str_attr
 from bnfold.graph import Shape
 
 
@@ -129,14 +129,3 @@ def _transposed_pads(
         for size, e, span, out in zip(sizes, extra, spans, outputs, strict=True)
     ]
     return _split(totals, auto == "SAME_UPPER")
-
-
-def pool_pads(node: ir.Node, shape: Shape | None) -> Window:
-    """The window of a pooling node."""
-    kernel = ints_attr(node, "kernel_shape") or ()
-    return window(node, kernel, shape)
-
-
-def ceils(node: ir.Node) -> bool:
-    """Whether the output size is rounded up."""
-    return int_attr(node, "ceil_mode", 0) == 1

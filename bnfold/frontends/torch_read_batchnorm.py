@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.decision import Reason, Refusal
 from bnfold.frontends.torch_constants import as_array
 from bnfold.frontends.torch_context import Context, arguments, base_name, name_of, numpy_dtype, path_of
@@ -119,19 +118,7 @@ def _view(node: Node, tensors: list[Any], epsilon: float, context: Context) -> B
     if refusal is not None:
         return Barrier(refusal, is_batchnorm=True, channels=int(mean.size))
     assert dtype is not None
-    return _affine(gamma, beta, mean, var, epsilon, dtype)
-
-
-def _affine(  # noqa: PLR0913, PLR0917
-    gamma: Float64Array, beta: Float64Array, mean: Float64Array, var: Float64Array, epsilon: float, dtype: np.dtype[Any]
-) -> BatchNorm:
-    with np.errstate(all="ignore"):
-        deviation = np.sqrt(var + epsilon)
-        offset = float(np.abs(mean / deviation).max())
-        before = float((np.abs(mean) + 6 * np.sqrt(var)).max())
-    after = float((np.abs(beta) + 6 * np.abs(gamma)).max())
-    affine = ChannelAffine.of_batchnorm(gamma, beta, mean, var, epsilon)
-    return BatchNorm(affine, 1, dtype, mean, deviation, offset, before, after)
+    return BatchNorm.of_statistics(gamma, beta, mean, var, epsilon, dtype)
 
 
 def _place(node: Node, parameters: list[Node], context: Context) -> tuple[TorchBatchNorm, str]:
