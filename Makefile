@@ -19,7 +19,7 @@ help: ## what there is
 
 demo: $(VENV)/demo-installed ## fold the trained digit classifier, verify it, and compare its accuracy
 	@mkdir -p $(BUILD)
-	$(BIN)/bnfold $(MODEL) -o $(BUILD)/digits-fused.onnx
+	$(BIN)/bnfold $(MODEL) -o $(BUILD)/digits-fused.onnx --report $(BUILD)/digits.html
 	$(BIN)/python examples/digits_accuracy.py $(MODEL) $(BUILD)/digits-fused.onnx
 
 test: lint types unit ## style, types and all tests
@@ -43,7 +43,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo-installed: pyproject.toml | $(VENV)/bin/python
-	$(PIP) --editable '.[cpu]'
+	$(PIP) --editable '.[cpu,report]'
 	@touch $@
 
 # torchvision and timm without their dependencies: torchvision insists on one build of torch and would replace

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args, overload
 
@@ -25,7 +25,7 @@ from bnfold.frontends.onnx_simplify import simplified
 from bnfold.history import History, Wish
 from bnfold.leftover_forms import Form
 from bnfold.manifest import Manifest
-from bnfold.model_size import size_of
+from bnfold.model_size import scales_of, size_of
 from bnfold.report.model import Report
 from bnfold.requantising import rounded_biases
 from bnfold.runtime import require
@@ -109,7 +109,8 @@ def inspect(  # noqa: PLR0913
     original, notes = _prepared(given, simplify, keep_overridable)
     settings = Settings(_selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
-    return Report(name, planned.decisions, size_of(original), notes=notes + _merges(planned) + _roundings(planned))
+    notes += _merges(planned) + _roundings(planned)
+    return Report(name, planned.decisions, size_of(original), notes=notes, scales=scales_of(planned))
 
 
 @overload
@@ -223,11 +224,11 @@ def fold(  # noqa: PLR0913
     notes += history.notes
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
-    report = Report(name, planned.decisions, size_of(original), size_of(folded), notes=notes)
+    report = Report(name, planned.decisions, size_of(original), size_of(folded), None, notes, scales_of(planned))
     if verify:
         check = Check(providers, shapes, seed, source, progress)
         checked = Verification(check.local(original, planned, spans), check.quick(given, folded))
-        report = Report(name, planned.decisions, report.before, report.after, checked, notes)
+        report = replace(report, verification=checked)
         demand(report)
     planned.record(report.verification.providers if report.verification else ())
     return FoldResult(folded, report, history.extended(folded))

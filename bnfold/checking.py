@@ -11,7 +11,7 @@ import onnx_ir as ir
 from bnfold.constantcheck import constant_check
 from bnfold.data import read_inputs
 from bnfold.data_sources import DataLike, Source, as_source
-from bnfold.errors import MachineError, VerificationError
+from bnfold.errors import BnfoldError, MachineError, VerificationError
 from bnfold.frontends.onnx_files import in_memory
 from bnfold.frontends.onnx_fold import ModelPlan
 from bnfold.frontends.onnx_regions import Cutter
@@ -77,13 +77,16 @@ def demand(report: Report, kind: str = "model", remedy: str = _REMEDY) -> None:
 
     Raises:
         VerificationError: The models differ.
-        MachineError: Nothing is proven.
+        MachineError: Nothing is proven. Both carry the report.
     """
     checked = report.verification
     assert checked is not None
+    if checked.passed:
+        return
+    failure: BnfoldError
     if checked.failed:
         failure = VerificationError(f"the folded {kind} differs: {checked.culprit}", where=report.model)
-        failure.report = report
-        raise failure
-    if not checked.passed:
-        raise MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)
+    else:
+        failure = MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)
+    failure.report = report
+    raise failure

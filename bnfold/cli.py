@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Run a command; without arguments, show the help as the answer to a wrong call."""
     try:
-        with commands.make_context("bnfold", _with_command(arguments)) as context:
+        with commands.make_context("bnfold", _with_command(arguments), obj=tuple(arguments)) as context:
             if arguments:
                 return int(commands.invoke(context))
             click.echo(commands.get_help(context), err=True)

@@ -11,7 +11,9 @@ from bnfold import __version__
 from bnfold.cli_data import data_options
 from bnfold.cli_options import EMBED, checking, manifest_option, reading, showing
 from bnfold.cli_recalibrate import recalibrate_command
+from bnfold.cli_report import Reports, report_option
 from bnfold.cli_unfold import beside, check_targets, unfold_command
+from bnfold.errors import BnfoldError
 
 if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
     from rich.console import Console
@@ -56,6 +58,7 @@ def commands() -> None:
 @manifest_option
 @checking
 @verify_data
+@report_option
 @showing
 def fold_command(  # noqa: PLR0913  # one parameter for each option
     *,
@@ -75,15 +78,17 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     shapes: dict[str, tuple[int, ...]],
     seed: int,
     data: DataRequest | None,
+    reports: Reports,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Fold every BatchNorm of MODEL that exact arithmetic allows, verify, and write OUTPUT."""
     from bnfold import api, terminal, wording  # noqa: PLC0415  # as above: not for --help
-    from bnfold.errors import VerificationError  # noqa: PLC0415
     from bnfold.report.model import Report  # noqa: PLC0415
 
-    check_targets([output, *([] if manifest in (None, EMBED) else [manifest])], [model])
+    targets = [output, *([] if manifest in (None, EMBED) else [manifest])]
+    check_targets(targets, [model])
+    reports.check([model, *targets])
     console = terminal.open_console(quiet)
     try:
         with terminal.progress(console, f"folding {model}") as tell:
@@ -104,18 +109,21 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
                 data=data,
                 progress=tell,
             )
-    except VerificationError as error:
+    except BnfoldError as error:
         if isinstance(error.report, Report):
             _show_fold(console, error.report, as_json)
+            reports.of_fold(error.report, input=model)
         raise
     against = wording.objection(result.report) if require_all else ""
     if against:
         _show_fold(console, result.report, as_json)
+        reports.of_fold(result.report, input=model)
         terminal.say(against)
         return NOT_DONE
     with beside(result, manifest):
         api.save(result.model, output)
     _show_fold(console, result.report, as_json)
+    reports.of_fold(result.report, input=model, output=output)
     if not as_json:
         report = result.report
         click.echo(f"{_name(output)}: {wording.counted(report, 'folded')}, {wording.verified(report.verification)}")
@@ -125,6 +133,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
 @commands.command("inspect", short_help="Show what a fold would do, and why.", epilog=_EPILOG)
 @click.argument("model")
 @reading
+@report_option
 @showing
 def inspect_command(  # noqa: PLR0913
     *,
@@ -136,6 +145,7 @@ def inspect_command(  # noqa: PLR0913
     no_merge: bool,
     leftover: Form,
     simplify: bool,
+    reports: Reports,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -143,6 +153,7 @@ def inspect_command(  # noqa: PLR0913
     from bnfold import api, terminal, wording  # noqa: PLC0415
     from bnfold.report.json_report import report_json  # noqa: PLC0415
 
+    reports.check([model])
     console = terminal.open_console(quiet)
     with terminal.progress(console, f"reading {model}"):
         report = api.inspect(
@@ -155,6 +166,7 @@ def inspect_command(  # noqa: PLR0913
             leftover=leftover,
             simplify=simplify,
         )
+    reports.of_fold(report, input=model)
     if as_json:
         click.echo(report_json(report), nl=False)
         return DONE
@@ -168,6 +180,7 @@ def inspect_command(  # noqa: PLR0913
 @click.argument("after")
 @checking
 @verify_data
+@report_option
 @showing
 def verify_command(  # noqa: PLR0913
     *,
@@ -177,6 +190,7 @@ def verify_command(  # noqa: PLR0913
     shapes: dict[str, tuple[int, ...]],
     seed: int,
     data: DataRequest | None,
+    reports: Reports,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -185,6 +199,7 @@ def verify_command(  # noqa: PLR0913
     from bnfold.errors import MachineError  # noqa: PLC0415
     from bnfold.report.json_report import verification_json  # noqa: PLC0415
 
+    reports.check([before, after])
     console = terminal.open_console(quiet)
     with terminal.progress(console, f"comparing {before} and {after}") as tell:
         found = api.verify(before, after, providers=providers, shapes=shapes, seed=seed, data=data, progress=tell)
@@ -192,6 +207,7 @@ def verify_command(  # noqa: PLR0913
         click.echo(verification_json(Path(before).name, Path(after).name, found), nl=False)
     else:
         terminal.show_verification(console, found)
+    reports.of_verification(found, before, after)
     if not found.passed and not found.failed:
         raise MachineError(f"nothing is proven: {found.doubt}", where=_name(after))
     if not as_json:

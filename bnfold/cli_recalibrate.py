@@ -8,6 +8,7 @@ import click
 
 from bnfold.cli_data import data_options
 from bnfold.cli_options import recalibrating, showing
+from bnfold.cli_report import Reports, report_option
 from bnfold.cli_unfold import check_targets
 from bnfold.errors import UsageError
 
@@ -24,6 +25,7 @@ _EPILOG = (
 @click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file to write; never the input.")
 @data_options(meaning="The samples, without labels", seed=True)
 @recalibrating
+@report_option
 @showing
 def recalibrate_command(  # noqa: PLR0913  # one parameter for each option
     *,
@@ -37,6 +39,7 @@ def recalibrate_command(  # noqa: PLR0913  # one parameter for each option
     force: bool,
     keep: str | None,
     only: str | None,
+    reports: Reports,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -47,6 +50,7 @@ def recalibrate_command(  # noqa: PLR0913  # one parameter for each option
     if data is None:
         raise UsageError("there is no data to compute statistics from", remedy="give --data")
     check_targets([output], [model, data.text])
+    reports.check([model, output, data.text])
     console = terminal.open_console(quiet)
     with terminal.progress(console, f"reading {model}") as tell:
         result = recalibrate(
@@ -62,6 +66,7 @@ def recalibrate_command(  # noqa: PLR0913  # one parameter for each option
             progress=tell,
         )
         api.save(result.model, output)
+    reports.of_recalibration(result.report, input=model, output=output)
     if as_json:
         click.echo(result.report.to_json(), nl=False)
         return 0

@@ -25,9 +25,11 @@ class BnfoldError(Exception):
         what: The fault, as a clause without a full stop.
         where: The file, node or tensor concerned; empty when the fault has no place.
         remedy: What the reader can do about it; empty when nothing helps.
+        report: The `bnfold.report.model.Report` of what was done until then; None where there is none.
     """
 
     exit_code: ClassVar[int] = 3
+    report: object = None
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         self.what, self.where, self.remedy = what, where, remedy
@@ -74,14 +76,9 @@ class ProviderError(MachineError):
 
 
 class VerificationError(BnfoldError):
-    """The folded model is not equivalent to the original; nothing was written.
-
-    Attributes:
-        report: The `bnfold.report.model.Report` of the fold that failed; None where there is none.
-    """
+    """The folded model is not equivalent to the original; nothing was written; its `report` says where."""
 
     exit_code = 1
-    report: object = None
 
 
 class InternalError(BnfoldError):

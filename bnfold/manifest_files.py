@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from bnfold.errors import MachineError, UsageError
 from bnfold.manifest import Manifest
+from bnfold.text_files import as_ours, write_text
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -44,13 +44,13 @@ def written(manifest: Manifest, path: str | os.PathLike[str]) -> Iterator[None]:
     target = Path(path)
     work = _folder_beside(target)
     try:
-        with _as_ours(path):
-            _write(manifest, work / "new")
+        with as_ours(path):
+            write_text(manifest.to_json(), work / "new")
             if target.exists():
                 shutil.copy2(target, work / "old")
                 shutil.copymode(target, work / "new")
         try:
-            with _as_ours(path):
+            with as_ours(path):
                 (work / "new").replace(target)
             yield
         except BaseException:
@@ -61,7 +61,7 @@ def written(manifest: Manifest, path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _folder_beside(target: Path) -> Path:
-    with _as_ours(target):
+    with as_ours(target):
         return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
 
 
@@ -73,21 +73,3 @@ def _take_back(work: Path, target: Path) -> None:
         (work / "old").replace(target)
     else:
         target.unlink(missing_ok=True)
-
-
-def _write(manifest: Manifest, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(manifest.to_json())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _as_ours(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say in one sentence what the operating system refuses."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else f"cannot be written: {error.strerror}"
-        raise MachineError(what, where=str(path), remedy="free some space" if full else "") from error

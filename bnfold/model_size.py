@@ -1,4 +1,4 @@
-"""How large a model is: what it runs, not what it declares, so a function counts once for each call."""
+"""How large a model is: what it runs, not what it declares, so a function counts once for each call; and its scales."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from bnfold.frontends.onnx_context import is_standard
-from bnfold.report.model import Size
+from bnfold.frontends.onnx_fold import ModelPlan
+from bnfold.report.model import ScaleSpread, Size
+from bnfold.views import BatchNorm
 
 
 def size_of(model: ir.Model) -> Size:
@@ -16,6 +18,16 @@ def size_of(model: ir.Model) -> Size:
     batchnorms = sum(node.op_type == "BatchNormalization" and is_standard(node) for node in nodes)
     tensors = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
     return Size(len(nodes), batchnorms, sum(t.nbytes for t in tensors if t is not None))
+
+
+def scales_of(planned: ModelPlan) -> tuple[ScaleSpread, ...]:
+    """How the scales of each BatchNorm are spread, before anything is folded."""
+    operators = (operator for graph, _ in planned.parts for operator in graph.operators)
+    return tuple(
+        ScaleSpread.of(operator.name, operator.view.affine.scale)
+        for operator in operators
+        if isinstance(operator.view, BatchNorm) and operator.view.affine.channels
+    )
 
 
 def _nodes(model: ir.Model, nodes: Iterable[ir.Node], within: tuple[ir.OperatorIdentifier, ...]) -> Iterator[ir.Node]:

@@ -61,7 +61,7 @@ def shapes_of(run: Mapping[str, tuple[int, ...]]) -> str:
 
 def why_kept(refusals: Sequence[Refusal]) -> str:
     """One reason, or that of the way to the producers and that of the way to the consumers."""
-    return "; ".join(_each_way([str(refusal) for refusal in refusals]))
+    return "; ".join(each_way([str(refusal) for refusal in refusals]))
 
 
 def kept_groups(kept: Sequence[Kept]) -> Iterator[tuple[int, list[str]]]:
@@ -70,14 +70,14 @@ def kept_groups(kept: Sequence[Kept]) -> Iterator[tuple[int, list[str]]]:
     for decision in kept:
         groups.setdefault(tuple(refusal.reason for refusal in decision.refusals), []).append(decision)
     for reasons, members in groups.items():
-        lines = _each_way([reason.value for reason in reasons])
+        lines = each_way([reason.value for reason in reasons])
         lines += [f"remedy: {members[0].remedy}"] if members[0].remedy else []
         lines += [f"- {member.subject.name}{_places(member.refusals)}" for member in members[:_LISTED]]
         more = len(members) - _LISTED
         yield len(members), [*lines, f"- {more} more, which bnfold inspect lists"] if more > 0 else lines
 
 
-def _each_way(reasons: list[str]) -> list[str]:
+def each_way(reasons: list[str]) -> list[str]:
     """Of several reasons the first is that of the way to the producers, then to the consumers, then of a leftover."""
     ways = ("not into producers: ", "not into consumers: ", "not rewritten: ")[: len(reasons)]
     ways = ways if 2 <= len(reasons) <= 3 else ("",) * len(reasons)

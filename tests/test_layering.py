@@ -32,7 +32,7 @@ TABLE = {
     "values": row(0, "affine decision errors rounding", "", "numpy ml_dtypes"),
     "arrays": row(
         1,
-        "linear embedding quantised moments drift comparison packing manifest manifest_json manifest_files",
+        "linear embedding quantised moments drift comparison packing manifest manifest_json manifest_files text_files",
         "values",
         "numpy",
     ),
@@ -58,7 +58,7 @@ TABLE = {
         "values arrays graph machine",
         "numpy onnx onnx_ir torch",
     ),
-    "report": row(5, "report.*", "values arrays checks", ""),
+    "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
         "__init__ api api_torch checking history model_size recalibrating torch_dispatch torch_result unfolding",
@@ -67,9 +67,9 @@ TABLE = {
     ),
     "program": row(
         6,
-        "__main__ cli cli_commands cli_data cli_options cli_recalibrate cli_unfold terminal wording",
+        "__main__ cli cli_commands cli_data cli_options cli_recalibrate cli_report cli_unfold terminal wording pages.*",
         "values arrays graph carriers frontends machine engine checks report library",
-        "click rich",
+        "click jinja2 matplotlib numpy rich",
     ),
 }
 
@@ -103,7 +103,7 @@ EXCEPTIONS = {
 }
 
 #: Only inside functions: the rest of bnfold works without them, and `import bnfold` must not wait for them.
-ON_DEMAND = {"onnxruntime", "onnxsim", "torch", "ml_dtypes", "PIL"}
+ON_DEMAND = {"onnxruntime", "onnxsim", "torch", "ml_dtypes", "PIL", "jinja2", "matplotlib"}
 
 #: The modules that talk to the user; no other one prints, exits, or knows stdout and stderr.
 SPEAKERS = {"__main__", "cli", "cli_commands", "cli_recalibrate", "cli_unfold", "terminal"}

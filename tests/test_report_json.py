@@ -17,7 +17,7 @@ from bnfold.localcheck import LocalCheck
 from bnfold.quickcheck import QuickCheck
 from bnfold.report import json_report
 from bnfold.report.json_report import report_json, verification_json
-from bnfold.report.model import Report, Size
+from bnfold.report.model import Report, ScaleSpread, Size
 from bnfold.verification import Verification
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,7 @@ REPORT = Report(
         ),
     ),
     ("onnxsim left 40 of 52 nodes",),
+    (ScaleSpread("bn1", 8, 3, 1, (0.0, 0.5, 1.0, 1.5, inf)),),
 )
 
 

@@ -6,7 +6,6 @@ named after its content, so that no file that another model refers to is ever ov
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -19,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import BnfoldError, MachineError, ModelError, UsageError
+from bnfold.text_files import as_ours
 
 #: Protobuf cannot hold more; larger models, and those that came with external data, are written with external data.
 _MAX_INLINE = 2**31 - 2**24
@@ -137,7 +137,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     check_target(target, [])
     before = {file.resolve() for file in _external_files_at(target)}
     inputs = {file.resolve() for file, _ in external_files(model)}
-    try:
+    with as_ours(path):
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             data = _write(model, work, target)
@@ -145,10 +145,6 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
             shutil.rmtree(work, ignore_errors=True)
         for old in before - inputs - {data}:
             old.unlink(missing_ok=True)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else f"cannot be written: {error.strerror}"
-        raise MachineError(what, where=str(path), remedy="free some space" if full else "") from error
 
 
 def _write(model: ir.Model, work: Path, target: Path) -> Path | None:

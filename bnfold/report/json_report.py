@@ -22,6 +22,8 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
                         inner, notes}; runs map inputs to shapes; outputs and inner are lists of {name, shape, dtype,
                         passed, compared, error, scale, tolerance, index, note}
     notes           a list of sentences
+    scales          of each BatchNorm gamma / sqrt(var + epsilon): {name, channels, negative, zero, quantiles}, how
+                    many are below zero and zero, and of their absolute values the smallest, the quartiles, the largest
 
 `bnfold verify` prints {schema_version, before, after, verification}, before and after the two file names. JSON has no
 infinity: a figure that is not finite is the string "Infinity", "-Infinity" or "NaN".
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from bnfold.comparison import TensorComparison
     from bnfold.localcheck import LocalCheck
     from bnfold.quickcheck import QuickCheck
-    from bnfold.report.model import Report, Size
+    from bnfold.report.model import Report, ScaleSpread, Size
     from bnfold.verification import Verification
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | bool | None"
@@ -60,6 +62,7 @@ def report_json(report: Report) -> str:
             "after": None if report.after is None else _size(report.after),
             "verification": None if report.verification is None else _verification(report.verification),
             "notes": list(report.notes),
+            "scales": [_spread(entry) for entry in report.scales],
         }
     )
 
@@ -119,6 +122,11 @@ def _refusal(refusal: Refusal) -> Json:
 
 def _size(size: Size) -> Json:
     return {"nodes": size.nodes, "batchnorms": size.batchnorms, "bytes": size.bytes}
+
+
+def _spread(entry: ScaleSpread) -> Json:
+    signs: dict[str, Json] = {"channels": entry.channels, "negative": entry.negative, "zero": entry.zero}
+    return {"name": entry.name} | signs | {"quantiles": [_figure(quantile) for quantile in entry.quantiles]}
 
 
 def _verification(verification: Verification) -> Json:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from bnfold.affine import Float64Array
 from bnfold.decision import Decision, Folded, Kept, Reduced
 from bnfold.verification import Verification
 
@@ -24,6 +27,32 @@ class Size:
 
 
 @dataclass(frozen=True)
+class ScaleSpread:
+    """The scales `gamma / sqrt(var + epsilon)` of the channels of one BatchNorm.
+
+    Attributes:
+        name: The BatchNorm's name.
+        channels: How many channels it has.
+        negative: How many scales are below zero.
+        zero: How many are zero.
+        quantiles: Of their absolute values the smallest, the quartiles with the median, and the largest.
+    """
+
+    name: str
+    channels: int
+    negative: int
+    zero: int
+    quantiles: tuple[float, float, float, float, float]
+
+    @classmethod
+    def of(cls, name: str, scale: Float64Array) -> ScaleSpread:
+        """The spread of `scale`, of shape (channels,)."""
+        low, first, median, third, high = (float(q) for q in np.quantile(np.abs(scale), (0, 0.25, 0.5, 0.75, 1)))
+        signs = int((scale < 0).sum()), int((scale == 0).sum())
+        return cls(name, int(scale.size), *signs, (low, first, median, third, high))
+
+
+@dataclass(frozen=True)
 class Report:
     """What `inspect` would do, or `fold` did.
 
@@ -34,6 +63,7 @@ class Report:
         after: The size of the folded model; None for `inspect`.
         verification: The check; None for `inspect`, or where the caller asked for none.
         notes: What else was done, one sentence each: inputs dropped, weights cloned, constants uncovered.
+        scales: How the scales of each BatchNorm with channels were spread before anything was folded.
     """
 
     model: str
@@ -42,6 +72,7 @@ class Report:
     after: Size | None = None
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
+    scales: tuple[ScaleSpread, ...] = ()
 
     @property
     def folded(self) -> tuple[Folded, ...]:

@@ -1,0 +1,80 @@
+"""What one report shows, as a frozen value, and the verdict that stands at its top."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from bnfold.pages.provenance import Provenance
+from bnfold.report.model import Report
+from bnfold.report.recalibration_report import RecalibrationReport
+from bnfold.verification import Verification
+from bnfold.wording import counted, recalibrated, verified
+
+#: Equivalent; different; neither of them was proven; nothing was compared.
+Mood: TypeAlias = Literal["good", "bad", "unproven", "neutral"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The one line to read.
+
+    Attributes:
+        mood: What it means.
+        headline: It, in a few words.
+        detail: What is behind it, in a sentence without its full stop; may be empty.
+    """
+
+    mood: Mood
+    headline: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What one report shows.
+
+    Attributes:
+        title: The file name, or two of them.
+        provenance: Where it comes from.
+        fold: What `inspect` would do or `fold` did, if that was run.
+        comparison: The result of `verify`, if that was run.
+        recalibration: What a recalibration did, if one was run.
+    """
+
+    title: str
+    provenance: Provenance
+    fold: Report | None = None
+    comparison: Verification | None = None
+    recalibration: RecalibrationReport | None = None
+
+    @property
+    def verification(self) -> Verification | None:
+        """The check, whichever command ran it."""
+        return self.comparison if self.fold is None else self.fold.verification
+
+    @property
+    def verdict(self) -> Verdict:
+        """Equivalent or not, or what else there is to say."""
+        if self.verification is not None:
+            return _judged(self.verification, self._counted)
+        if self.fold is not None:
+            headline = "Inspected, nothing written" if self.fold.after is None else "Not verified"
+            return Verdict("neutral", headline, self._counted)
+        return Verdict(
+            "neutral", "Recalibrated", "" if self.recalibration is None else recalibrated(self.recalibration)
+        )
+
+    @property
+    def _counted(self) -> str:
+        if self.fold is None:
+            return ""
+        return counted(self.fold, "would fold" if self.fold.after is None else "folded")
+
+
+def _judged(verification: Verification, done: str) -> Verdict:
+    if verification.failed:
+        return Verdict("bad", "Not equivalent", verification.culprit)
+    if not verification.passed:
+        return Verdict("unproven", "Nothing proven", verification.doubt)
+    return Verdict("good", "Equivalent", ", ".join(part for part in (done, verified(verification)) if part))
