@@ -198,7 +198,7 @@ def test_every_command_has_its_flags() -> None:
     found = {name: {flag for flag, commands_ in options().items() if name in commands_} for name in commands.commands}
     reading, showing = (
         {"--keep", "--only", "--keep-overridable", "--reduce", "--no-merge", "--leftover", "--simplify"},
-        {"--json", "--quiet"},
+        {"--json", "--quiet", "--report"},
     )
     checking = {"--provider", "--shape", "--seed", "--verify-data", "--batch-size", "--samples", "--preset"}
     checking |= {f"--image-{what}" for what in ("size", "resize", "mean", "std", "scale", "order")}
@@ -210,7 +210,7 @@ def test_every_command_has_its_flags() -> None:
         | (checking - {"--provider", "--shape", "--verify-data"})
         | {"--keep", "--only"}
         | showing,
-        "unfold": {"--output", "--manifest", "--only", "--all"} | showing,
+        "unfold": {"--output", "--manifest", "--only", "--all", "--json", "--quiet"},
     }
 
 
