@@ -96,6 +96,10 @@ class ChannelAffine:
         """The same scale, with no shift."""
         return ChannelAffine(self.scale, np.zeros_like(self.shift))
 
+    def absolute(self) -> ChannelAffine:
+        """`|s|*x + |t|`: how large the terms are that are added up."""
+        return ChannelAffine(np.abs(self.scale), np.abs(self.shift))
+
     def apply(self, x: npt.ArrayLike) -> Float64Array:
         """`scale * x + shift` for `x` whose last axis is the channel axis."""
         return np.asarray(np.asarray(x, np.float64) * self.scale + self.shift)

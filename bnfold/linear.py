@@ -109,6 +109,10 @@ class LinearParams:
             self.weight * _trailing(scale, self.weight.ndim), self.bias + _trailing(through, self.bias.ndim)
         )
 
+    def absolute(self) -> LinearParams:
+        """`|W|` and `|b|`."""
+        return LinearParams(np.abs(self.weight), np.abs(self.bias))
+
     def per_output(self) -> Float64Array:
         """The largest |weight| of each output channel; shape (outputs,)."""
         return np.asarray(np.abs(self.weight).max(axis=tuple(range(2, self.weight.ndim)), initial=0.0).reshape(-1))

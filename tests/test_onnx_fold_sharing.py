@@ -205,3 +205,11 @@ def test_equal_batchnorms_of_one_convolution_go_into_it_together(nodes: str) -> 
     text = f"a = Conv(x, w) b = BatchNormalization(a, {STATS}) d = BatchNormalization(a, {STATS2}) {nodes}"
     result = assert_fold(parse(_shared(text), values=_copied()), folded=2)
     assert ops(result.model).count("Conv") == 1
+
+
+def test_a_bias_that_two_folds_cancel_is_nothing_and_not_what_float64_lost() -> None:
+    """A BatchNorm that nobody reads goes into the Conv first; the other one, without mean and beta, undoes it."""
+    nodes = f"a = Conv(x, w) u = BatchNormalization(a, {STATS}) y = BatchNormalization(a, {STATS2})"
+    zeros = np.zeros(4, np.float32)
+    result = assert_fold(parse(_shared(nodes, ONE_OUT), values={"mean2": zeros, "beta2": zeros}), folded=2)
+    assert [name for name in result.model.graph.initializers if "bias" in name] == []
