@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bnfold.affine import ChannelAffine
     from bnfold.api import FoldResult, fold, inspect, load, save, verify
+    from bnfold.benchmarking import benchmark
     from bnfold.data_images import ImageOptions
     from bnfold.data_sources import DataRequest, Source
     from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal, Subject
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from bnfold.frontends.onnx_pass import FoldBatchNormPass
     from bnfold.manifest import Manifest
     from bnfold.recalibrating import RecalibrationResult, recalibrate
+    from bnfold.report.bench_report import BenchReport
     from bnfold.report.model import Report, Size
     from bnfold.report.recalibration_report import RecalibrationReport
     from bnfold.torch_result import TorchFoldResult
@@ -43,6 +45,7 @@ __version__ = "0.1.0"
 _HOME = {
     "bnfold.affine": ("ChannelAffine",),
     "bnfold.api": ("FoldResult", "fold", "inspect", "load", "save", "verify"),
+    "bnfold.benchmarking": ("benchmark",),
     "bnfold.data_images": ("ImageOptions",),
     "bnfold.data_sources": ("DataRequest", "Source"),
     "bnfold.decision": ("Decision", "Folded", "Kept", "Reason", "Reduced", "Refusal", "Subject"),
@@ -60,6 +63,7 @@ _HOME = {
     "bnfold.frontends.onnx_pass": ("FoldBatchNormPass",),
     "bnfold.manifest": ("Manifest",),
     "bnfold.recalibrating": ("RecalibrationResult", "recalibrate"),
+    "bnfold.report.bench_report": ("BenchReport",),
     "bnfold.report.model": ("Report", "Size"),
     "bnfold.report.recalibration_report": ("RecalibrationReport",),
     "bnfold.torch_result": ("TorchFoldResult",),
@@ -68,6 +72,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BenchReport",
     "BnfoldError",
     "ChannelAffine",
     "DataError",
@@ -98,6 +103,7 @@ __all__ = [
     "UsageError",
     "Verification",
     "VerificationError",
+    "benchmark",
     "fold",
     "inspect",
     "load",

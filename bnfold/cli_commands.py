@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bnfold import __version__
+from bnfold.cli_bench import bench_command
 from bnfold.cli_data import data_options
 from bnfold.cli_options import EMBED, checking, manifest_option, reading, showing
 from bnfold.cli_recalibrate import recalibrate_command
@@ -37,8 +38,8 @@ _EPILOG = (
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EPILOG,
     options_metavar="",
-    subcommand_metavar="[fold] MODEL -o OUTPUT | inspect MODEL | verify BEFORE AFTER | unfold MODEL -o OUTPUT | "
-    "recalibrate MODEL --data DATA -o OUTPUT",
+    subcommand_metavar="[fold] MODEL -o OUTPUT | inspect MODEL | verify BEFORE AFTER | bench BEFORE AFTER | "
+    "unfold MODEL -o OUTPUT | recalibrate MODEL --data DATA -o OUTPUT",
 )
 @click.version_option(__version__, prog_name="bnfold", message="%(prog)s %(version)s")
 def commands() -> None:
@@ -232,5 +233,6 @@ def _name(path: str) -> str:
     return printable(click.format_filename(path))
 
 
+commands.add_command(bench_command)
 commands.add_command(recalibrate_command)
 commands.add_command(unfold_command)

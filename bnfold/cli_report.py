@@ -14,6 +14,7 @@ from bnfold.errors import UsageError
 if TYPE_CHECKING:
     from bnfold.pages.page import Page
     from bnfold.pages.provenance import Provenance
+    from bnfold.report.bench_report import BenchReport
     from bnfold.report.model import Report
     from bnfold.report.recalibration_report import RecalibrationReport
     from bnfold.verification import Verification
@@ -57,6 +58,14 @@ class Reports:
         from bnfold.pages.page import Page  # noqa: PLC0415
 
         self._publish(lambda origin: Page(report.model, origin, recalibration=report), report.to_json, files)
+
+    def of_bench(self, found: BenchReport, before: str, after: str) -> None:
+        """Write what `bench` measured."""
+        from bnfold.pages.page import Page  # noqa: PLC0415
+
+        title = f"{found.before} and {found.after}"
+        files = {"before": before, "after": after}
+        self._publish(lambda origin: Page(title, origin, bench=found), found.to_json, files)
 
     def _publish(
         self, page_of: Callable[[Provenance], Page], to_json: Callable[[], str], files: Mapping[str, str]

@@ -147,13 +147,22 @@ def read_profile(path: Path) -> tuple[Assignment, ...]:
     )
 
 
-def open_session(model: onnx.ModelProto | str | Path, provider: str = "cpu", *, optimised: bool = False) -> Session:
+def open_session(
+    model: onnx.ModelProto | str | Path,
+    provider: str = "cpu",
+    *,
+    optimised: bool = False,
+    threads: int = 0,
+    writes: Path | None = None,
+) -> Session:
     """A session on exactly the provider asked for.
 
     Args:
         model: The model with its weights loaded, or the path of its file. Never changed.
         provider: "cpu" or "cuda".
         optimised: Let onnxruntime optimise (ORT_ENABLE_ALL); by default it changes nothing (ORT_DISABLE_ALL).
+        threads: Threads within an operator; 0 leaves the choice to onnxruntime.
+        writes: Where onnxruntime writes the model that it runs, for a look at what its optimiser did.
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
@@ -163,6 +172,9 @@ def open_session(model: onnx.ModelProto | str | Path, provider: str = "cpu", *, 
     choice = [(PROVIDERS["cuda"], dict(CUDA_OPTIONS)), PROVIDERS["cpu"]] if provider == "cuda" else [PROVIDERS["cpu"]]
     with contextlib.ExitStack() as stack, _explained(provider):
         options = _options(onnxruntime, optimised=optimised, cuda=provider == "cuda")
+        options.intra_op_num_threads = threads
+        if writes is not None:
+            options.optimized_model_filepath = str(writes)
         handle = onnxruntime.InferenceSession(_loadable(model, stack), options, providers=choice)
     if handle.get_providers()[0] != PROVIDERS[provider]:
         raise ProviderError(

@@ -12,11 +12,13 @@ from rich.table import Table
 
 from bnfold.decision import Decision, Folded, Kept, Reduced
 from bnfold.drift import Recalibrated
+from bnfold.report.bench_report import BenchReport
 from bnfold.report.model import Report
 from bnfold.report.recalibration_report import RecalibrationReport
 from bnfold.verification import Verification
 from bnfold.wording import (
     as_asked,
+    bench_notes,
     count,
     data_size,
     kept_groups,
@@ -25,6 +27,7 @@ from bnfold.wording import (
     printable,
     provider_name,
     quick_line,
+    seconds,
 )
 
 #: Facts that stand out.
@@ -86,6 +89,22 @@ def show_recalibration(console: Console, report: RecalibrationReport) -> None:
     facts = [("dead", f"{line}, which keep their statistics") for line in dead]
     facts += [("left", f"{entry.name}: {entry}") for entry in report.left]
     _show_facts(console, [*facts, *_notes(report.notes)])
+
+
+def show_bench(console: Console, report: BenchReport) -> None:
+    """One row for each provider and level, then what the figures do not say."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in ("provider", "optimiser"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("before", "after", "after / before", "quartiles"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for entry in report.measured:
+        times, ratio = (seconds(entry.before.median), seconds(entry.after.median)), entry.ratio
+        table.add_row(
+            entry.provider, entry.level, *times, f"{ratio.median:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}"
+        )
+    console.print(table)
+    _show_facts(console, [*_notes(list(bench_notes(report)))])
 
 
 def _show_drifts(console: Console, entries: Sequence[Recalibrated]) -> None:

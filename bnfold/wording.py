@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # these load NumPy and ONNX, which an error message needs not
     from bnfold.comparison import TensorComparison
     from bnfold.localcheck import LocalCheck
     from bnfold.quickcheck import QuickCheck
+    from bnfold.report.bench_report import BenchReport
     from bnfold.report.model import Report
     from bnfold.report.recalibration_report import RecalibrationReport
     from bnfold.verification import Verification
@@ -186,3 +187,34 @@ def objection(report: Report) -> str:
         f"{len(kept)} of {count(total, 'BatchNorm')} would be kept and --require-all was given, so nothing was "
         f"written; the first is {first.subject.name}: {why_kept(first.refusals)}"
     )
+
+
+def seconds(figure: float) -> str:
+    """A duration in the unit that leaves three digits or so: `1.25 ms`."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if figure >= size:
+            return f"{figure / size:.3g} {unit}"
+    return f"{figure / 1e-6:.3g} us"
+
+
+def benched(report: BenchReport) -> str:
+    """How much less time the folded model takes, at each level."""
+    return "; ".join(
+        f"{entry.ratio.median:.3f} of the time of {report.before} at {entry.level} on {entry.provider}"
+        for entry in report.measured
+    )
+
+
+def bench_notes(report: BenchReport) -> Iterator[str]:
+    """What a reader of the figures must know."""
+    for entry in report.measured:
+        before, after = entry.batchnorms
+        if entry.level == "ENABLE_ALL":
+            yield (
+                f"at {entry.level} on {entry.provider} onnxruntime itself folds BatchNorms or makes them convolutions: "
+                f"{before} are left of {report.before}, {after} of {report.after}"
+            )
+        if entry.ratio.low < 1 < entry.ratio.high:
+            yield f"at {entry.level} on {entry.provider} the difference is within the spread of the rounds"
+    threads = "as many threads as onnxruntime chooses" if report.threads == 0 else count(report.threads, "thread")
+    yield f"{shapes_of(report.inputs)}, {count(report.rounds, 'round')} in turns, {threads}"

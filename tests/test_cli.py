@@ -206,6 +206,7 @@ def test_every_command_has_its_flags() -> None:
         "fold": {"--output", "--require-all", "--no-verify", "--manifest"} | reading | checking | showing,
         "inspect": reading | showing,
         "verify": checking | showing,
+        "bench": {"--provider", "--shape", "--seed", "--threads", "--rounds"} | showing,
         "recalibrate": {"--output", "--data", "--method", "--momentum", "--variance", "--memory", "--force"}
         | (checking - {"--provider", "--shape", "--verify-data"})
         | {"--keep", "--only"}

@@ -61,13 +61,15 @@ TABLE = {
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch checking history model_size recalibrating torch_dispatch torch_result unfolding",
+        "__init__ api api_torch benchmarking checking history model_size recalibrating torch_dispatch torch_result "
+        "unfolding",
         "values arrays graph carriers frontends machine engine checks report",
-        "onnx_ir torch",
+        "onnx onnx_ir torch",
     ),
     "program": row(
         6,
-        "__main__ cli cli_commands cli_data cli_options cli_recalibrate cli_report cli_unfold terminal wording pages.*",
+        "__main__ cli cli_bench cli_commands cli_data cli_options cli_recalibrate cli_report cli_unfold terminal "
+        "wording pages.*",
         "values arrays graph carriers frontends machine engine checks report library",
         "click jinja2 matplotlib numpy rich",
     ),
@@ -106,7 +108,7 @@ EXCEPTIONS = {
 ON_DEMAND = {"onnxruntime", "onnxsim", "torch", "ml_dtypes", "PIL", "jinja2", "matplotlib"}
 
 #: The modules that talk to the user; no other one prints, exits, or knows stdout and stderr.
-SPEAKERS = {"__main__", "cli", "cli_commands", "cli_recalibrate", "cli_unfold", "terminal"}
+SPEAKERS = {"__main__", "cli", "cli_commands", "cli_bench", "cli_recalibrate", "cli_unfold", "terminal"}
 
 
 @dataclass(frozen=True)

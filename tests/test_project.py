@@ -21,13 +21,15 @@ ROOT = Path(__file__).parents[1]
 
 #: What users may import from bnfold. A name that is added belongs here and in CHANGELOG.md; one that goes, breaks them.
 PUBLIC = """
-    BnfoldError ChannelAffine DataError DataRequest Decision FoldBatchNormPass FoldResult Folded ImageOptions
+    BenchReport BnfoldError ChannelAffine DataError DataRequest Decision FoldBatchNormPass FoldResult Folded
+    ImageOptions
     InternalError Kept MachineError Manifest MissingPackageError ModelError ProviderError Reason RecalibrationReport
     RecalibrationResult Reduced Refusal Report Size Source Subject TorchFoldResult UnfoldResult UsageError Verification
-    VerificationError fold inspect load recalibrate save unfold verify
+    VerificationError benchmark fold inspect load recalibrate save unfold verify
 """.split()
 
 SIGNATURES = {
+    "benchmark": "before after providers shapes seed threads rounds progress",
     "fold": """model example_inputs inplace only keep keep_overridable reduce merge leftover simplify readers verify
         manifest providers shapes seed data progress""",
     "inspect": "model example_inputs only keep keep_overridable reduce merge leftover simplify readers",

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from bnfold.pages.provenance import Provenance
+from bnfold.report.bench_report import BenchReport
 from bnfold.report.model import Report
 from bnfold.report.recalibration_report import RecalibrationReport
 from bnfold.verification import Verification
-from bnfold.wording import counted, recalibrated, verified
+from bnfold.wording import benched, counted, recalibrated, verified
 
 #: Equivalent; different; neither of them was proven; nothing was compared.
 Mood: TypeAlias = Literal["good", "bad", "unproven", "neutral"]
@@ -40,6 +41,7 @@ class Page:
         fold: What `inspect` would do or `fold` did, if that was run.
         comparison: The result of `verify`, if that was run.
         recalibration: What a recalibration did, if one was run.
+        bench: What was measured, if anything was.
     """
 
     title: str
@@ -47,6 +49,7 @@ class Page:
     fold: Report | None = None
     comparison: Verification | None = None
     recalibration: RecalibrationReport | None = None
+    bench: BenchReport | None = None
 
     @property
     def verification(self) -> Verification | None:
@@ -61,9 +64,9 @@ class Page:
         if self.fold is not None:
             headline = "Inspected, nothing written" if self.fold.after is None else "Not verified"
             return Verdict("neutral", headline, self._counted)
-        return Verdict(
-            "neutral", "Recalibrated", "" if self.recalibration is None else recalibrated(self.recalibration)
-        )
+        if self.recalibration is not None:
+            return Verdict("neutral", "Recalibrated", recalibrated(self.recalibration))
+        return Verdict("neutral", "Measured", "" if self.bench is None else benched(self.bench))
 
     @property
     def _counted(self) -> str:

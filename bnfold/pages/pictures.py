@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from bnfold.localcheck import LocalCheck
     from bnfold.quickcheck import QuickCheck
+    from bnfold.report.bench_report import BenchReport
     from bnfold.report.model import ScaleSpread
     from bnfold.report.recalibration_report import RecalibrationReport
 
@@ -99,6 +100,23 @@ def drift_picture(report: RecalibrationReport) -> str:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, labelcolor=_INK)
 
     return _svg(draw, "drift", f"Drift of the means of {len(entries)} BatchNorms in old standard deviations")
+
+
+def bench_picture(report: BenchReport) -> str:
+    """The time of the folded model as a share of the original's."""
+    entries = report.measured
+
+    def draw(axes: Axes) -> None:
+        places = -np.arange(len(entries))
+        axes.axvline(1.0, color=_FAINT, linewidth=1.2)
+        axes.hlines(places, [e.ratio.low for e in entries], [e.ratio.high for e in entries], color=_GOOD, linewidth=6.0)
+        axes.scatter([e.ratio.median for e in entries], places, s=30, c=_SECOND, zorder=3)
+        axes.set_yticks(places, [f"{e.provider}, {e.level}" for e in entries])
+        axes.set_ylim(-len(entries) + 0.4, 0.6)
+        axes.set_xlabel("time after / time before")
+        axes.spines[["top", "right"]].set_visible(False)
+
+    return _svg(draw, "bench", "Time of the folded model as a share of the time of the original")
 
 
 def _drawable(figure: float) -> float:

@@ -14,6 +14,7 @@ from bnfold.pages import pictures
 from bnfold.pages.page import Page
 from bnfold.report.model import Report
 from bnfold.wording import (
+    bench_notes,
     count,
     data_size,
     each_way,
@@ -24,6 +25,7 @@ from bnfold.wording import (
     provider_name,
     quick_line,
     recalibrated,
+    seconds,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def _pictures(page: Page) -> Iterator[tuple[str, str]]:
             yield f"errors-{check.provider}", pictures.errors_picture(check)
     if page.recalibration is not None and page.recalibration.recalibrated:
         yield "drift", pictures.drift_picture(page.recalibration)
+    if page.bench is not None:
+        yield "bench", pictures.bench_picture(page.bench)
 
 
 def _facts(fold: Report | None) -> list[tuple[str, str]]:
@@ -107,7 +111,7 @@ def _environment(*, escapes: bool) -> Environment:
     filters: dict[str, Any] = {
         "outcome": outcome, "kind": _kind, "figure": _figure, "data_size": data_size, "local_line": local_line,
         "quick_line": quick_line, "each_way": each_way, "kept_groups": kept_groups, "provider_name": provider_name,
-        "recalibrated": recalibrated, "md": _md,
+        "recalibrated": recalibrated, "md": _md, "seconds": seconds, "bench_notes": bench_notes,
     }  # fmt: skip
     made.filters.update(filters)
     return made
