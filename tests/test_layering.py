@@ -32,7 +32,8 @@ TABLE = {
     "values": row(0, "affine decision errors rounding", "", "numpy ml_dtypes"),
     "arrays": row(
         1,
-        "linear embedding quantised moments drift comparison packing manifest manifest_json manifest_files text_files",
+        "linear embedding quantised moments drift comparison packing manifest manifest_json manifest_files "
+        "stopwatch text_files",
         "values",
         "numpy",
     ),
