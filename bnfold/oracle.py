@@ -55,10 +55,13 @@ class Errors:
 def judge(truth: Float64Array, original: npt.NDArray[Any], folded: npt.NDArray[Any], roundoff: float) -> Errors:
     """Both errors of one tensor, channel by channel (axis 1; one channel for fewer axes).
 
-    A channel in which the original happened to be exact is granted the median channel's error.
+    A channel in which the original happened to be exact is granted the median channel's error. A tensor that is zero
+    throughout has no scale of its own, because all that it was computed from cancelled: its scale counts as 1, which is
+    the size of what a BatchNorm puts out.
     """
     axes = tuple(axis for axis in range(truth.ndim) if axis != 1)
     scale, was, now = (np.abs(a).max(axis=axes, initial=0.0) for a in (truth, original - truth, folded - truth))
+    scale = scale if scale.any() else np.ones_like(scale)
     allowed = ERROR_FACTOR * np.maximum(was, np.median(was)) + ERROR_ROUNDINGS * roundoff * scale
     with np.errstate(all="ignore"):
         ratio = np.where(now == 0, 0.0, now / allowed)

@@ -227,9 +227,12 @@ def _kinds(model: ModelProto) -> set[str]:
 
 
 def worse(reference: Array, before: Array, after: Array, u: float) -> str:
-    """What is wrong with `after`, measured by the error of `before` over the whole output."""
+    """What is wrong with `after`, measured by the error of `before` over the whole output.
+
+    An output that is exactly zero is the difference of numbers of about size 1, of which it shows nothing.
+    """
     if not np.isfinite(reference).all() or not np.isfinite(before).all():
         return ""
     errors = [float(np.abs(v.astype(np.float64) - reference).max(initial=0.0)) for v in (before, after)]
-    allowed = 4 * errors[0] + 64 * u * float(np.abs(reference).max(initial=0.0))
+    allowed = 4 * errors[0] + 64 * u * (float(np.abs(reference).max(initial=0.0)) or 1.0)
     return "" if errors[1] <= allowed else f"is off by {errors[1]:.3g}, the original by {errors[0]:.3g}"

@@ -158,3 +158,28 @@ def test_weights_that_are_off_by_more_than_their_rounding_are_not() -> None:
     weight[3, 0] += 1e-4
     tensor.CopyFrom(onnx.numpy_helper.from_array(weight, "w"))
     assert settle(check, before, after, seed=0).failed
+
+
+def test_a_tensor_that_is_zero_throughout_is_granted_roundings_of_numbers_of_size_1() -> None:
+    zero = np.zeros((2, 4, 5))
+    for part, passes in ((0.99, True), (1.01, False)):
+        verdict = judge(zero, zero, zero + part * ERROR_ROUNDINGS * U, U)
+        assert (verdict.folded <= 1) == passes
+        assert verdict.original == 0
+
+
+def test_a_model_whose_output_cancels_to_zero_is_judged_and_not_a_crash() -> None:
+    """The first BatchNorm's mean is its input, whatever the data; the second's constants are rounded in the fold."""
+    values = {
+        "gamma": [0.9, -2.8, 0.7, 1.3], "beta": [0.0] * 4, "mean": [2.65, 0.48, 1.7, 3.1], "var": [0.9, 1.2, 3.0, 0.2],
+        "g": [1.6, 0.8, 1.5, 0.7], "v": [0.29, 1.7, 2.0, 0.6], "zero": [0.0] * 4, "low": [[2.65], [0.48], [1.7], [3.1]],
+    }  # fmt: skip
+    model = parse(
+        f"(float[N,4,5] x) => (float[N,4,5] y, float[N,4,5] z) <{PARAMETERS}, float[4] g, float[4] v, float[4] zero,"
+        f" float[4,1] low> {{ q = Mul(x, x) r = Neg(q) s = Relu(r) a = Add(s, low) z = Sigmoid(x)"
+        f" b = BatchNormalization(a, {STATS}) y = BatchNormalization(b, g, zero, zero, v) }}",
+        values=values,
+    )
+    report = bnfold.fold(ir.from_proto(model)).report
+    assert report.verification is not None
+    assert report.verification.passed
