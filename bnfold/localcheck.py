@@ -26,6 +26,7 @@ from bnfold.frontends.onnx_regions import Cutter
 from bnfold.localsizes import model_shapes, small_shapes
 from bnfold.regions import Region
 from bnfold.rounding import smallest_normal, unit_roundoff
+from bnfold.selftest import SelfTest, try_itself
 
 _DOUBLE = 2.0**-53
 
@@ -39,17 +40,19 @@ class LocalCheck:
         ratio: The largest error in units of the bound; at most 1 for a right fold. None if it could not be run.
         tensor: The output of the region with that error.
         note: Why it was not run: it could not be, or nobody reads what it computes; empty if it was.
+        tried: What the test saw of a damaged weight; None where nobody asked, or it was not run.
     """
 
     batchnorms: tuple[str, ...]
     ratio: float | None
     tensor: str
     note: str = ""
+    tried: SelfTest | None = None
 
     @property
     def passed(self) -> bool:
-        """The region was run and every element is within its bound."""
-        return self.ratio is not None and self.ratio <= 1
+        """The region was run and every element is within its bound, and a damaged weight, if tried, was not."""
+        return self.ratio is not None and self.ratio <= 1 and (self.tried is None or self.tried.seen)
 
     @property
     def failed(self) -> bool:
@@ -65,6 +68,7 @@ def local_check(  # noqa: PLR0913
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
+    tries: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[LocalCheck]:
     """Test each region of a graph on seeded inputs of both signs and on impulses at the corners.
@@ -76,6 +80,7 @@ def local_check(  # noqa: PLR0913
         spans: As `bnfold.localsizes.small_shapes`.
         shapes: Shapes of model inputs by name, where the model leaves them open.
         seed: Seed of the inputs.
+        tries: Whether to damage a weight of each region, too, and see that the test fails.
         progress: Told what is being done.
     """
     if not plan.regions:
@@ -88,35 +93,51 @@ def local_check(  # noqa: PLR0913
     for region, sizes in zip(plan.regions, small, strict=True):
         if progress is not None:
             progress(f"checking the fold of {region.batchnorms[0]}")
-        yield _first_that_runs(cutters, region, whole if sizes is None else [sizes], seed)
+        yield _first_that_runs(cutters, region, whole if sizes is None else [sizes], seed, tries)
 
 
 def _first_that_runs(
-    cutters: tuple[Cutter, Cutter], region: Region, choices: Sequence[Mapping[str, Any]], seed: int
+    cutters: tuple[Cutter, Cutter], region: Region, choices: Sequence[Mapping[str, Any]], seed: int, tries: bool
 ) -> LocalCheck:
     """The test at the first sizes at which the region can be run."""
     if not region.outputs:
         return LocalCheck(region.batchnorms, 0.0, "", "nothing that anyone reads depends on it")
     outcome = LocalCheck(region.batchnorms, None, "", "no input sizes are known")
     for sizes in choices:
-        outcome = _check_or_note(cutters, region, sizes, seed)
+        outcome = _check_or_note(cutters, region, sizes, seed, tries)
         if outcome.ratio is not None:
             break
     return outcome
 
 
-def _check_or_note(cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, Any], seed: int) -> LocalCheck:
+def _check_or_note(
+    cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, Any], seed: int, tries: bool
+) -> LocalCheck:
     try:
-        return _check(cutters, region, sizes, seed)
+        return _check(cutters, region, sizes, seed, tries)
     except BnfoldError as error:
         return LocalCheck(region.batchnorms, None, "", str(error))
 
 
-def _check(cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, Any], seed: int) -> LocalCheck:
+def _check(
+    cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, Any], seed: int, tries: bool
+) -> LocalCheck:
     outputs = [name for name in region.outputs if cutters[0].is_float(name)]
     if not outputs:
         raise BnfoldError("nothing reads what it computes, so that nothing can be compared")
     old, new = (cutter.cut(region.inputs, outputs) for cutter in cutters)
+    worst, tensor = _compared(old, new, outputs, sizes, seed)
+    if not tries:
+        return LocalCheck(region.batchnorms, worst, tensor)
+    tried = try_itself(region.batchnorms, old, new, lambda a, b: _compared(a, b, outputs, sizes, seed)[0])
+    note = "" if tried.seen else f"the test does not see {tried.weight} when it is damaged ({tried.ratio:.3g} bounds)"
+    return LocalCheck(region.batchnorms, worst, tensor, note, tried)
+
+
+def _compared(
+    old: onnx.ModelProto, new: onnx.ModelProto, outputs: Sequence[str], sizes: Mapping[str, Any], seed: int
+) -> tuple[float, str]:
+    """The largest error in units of the bound, and the output with it."""
     roundoff, smallest = _coarsest(new)
     wide = in_float64(old), in_float64(new)
     bounds = magnitude_model(old, roundoff), magnitude_model(new, roundoff, smallest)
@@ -132,7 +153,7 @@ def _check(cutters: tuple[Cutter, Cutter], region: Region, sizes: Mapping[str, A
             ratio = _ratio(results[0][name], results[1][name], bound)
             if not ratio <= worst:
                 worst, tensor = ratio, name
-    return LocalCheck(region.batchnorms, worst, tensor)
+    return worst, tensor
 
 
 def _ratio(before: npt.NDArray[Any], after: npt.NDArray[Any], bound: Float64Array) -> float:

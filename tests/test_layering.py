@@ -55,7 +55,8 @@ TABLE = {
     ),
     "checks": row(
         4,
-        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle verification torchcheck",
+        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle selftest verification "
+        "torchcheck",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch",
     ),

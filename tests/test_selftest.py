@@ -1,0 +1,81 @@
+"""The verifier tries itself: a damaged weight is seen in every kind of fold, and a blind verifier proves nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx_models import parse
+from test_localcheck import CASES, folded
+
+from bnfold.localcheck import LocalCheck, local_check
+from bnfold.selftest import TRIES, VISIBLE, SelfTest, try_itself
+from bnfold.verification import Verification
+
+OLD = parse("(float[N,3] x) => (float[N,3] y) <float[5,3] w, float[3] same> { a = Add(x, same) y = Gemm(a, w) }")
+
+
+def changed() -> onnx.ModelProto:
+    new = onnx.ModelProto()
+    new.CopyFrom(OLD)
+    (weight,) = (tensor for tensor in new.graph.initializer if tensor.name == "w")
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.arange(15, dtype=np.float32).reshape(5, 3), "w"))
+    return new
+
+
+def difference(other: onnx.ModelProto) -> np.ndarray:
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in other.graph.initializer}
+    before = {t.name: onnx.numpy_helper.to_array(t) for t in changed().graph.initializer}
+    assert (arrays["same"] == before["same"]).all()
+    return np.asarray(arrays["w"] - before["w"])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ["float", "float16", "double"])
+def test_a_damaged_weight_is_seen_in_every_kind_of_fold(case: str, kind: str) -> None:
+    before, after, graph, planned = folded(CASES[case], kind)
+    (result,) = local_check(before, after, planned, graph.spans(), tries=True)
+    assert result.passed
+    assert result.tried is not None
+    assert result.tried.weight == "w_folded"
+    assert result.tried.ratio > 1
+
+
+def test_nobody_damages_anything_unasked() -> None:
+    before, after, graph, planned = folded(CASES["conv"])
+    (result,) = local_check(before, after, planned, graph.spans())
+    assert result.tried is None
+
+
+def test_one_number_of_the_changed_constant_is_off_by_a_thousandth_of_the_largest() -> None:
+    seen = []
+    try_itself(("b",), OLD, changed(), lambda _, damaged: seen.append(difference(damaged)) or 2.0)  # type: ignore[func-returns-value]
+    (step,) = seen
+    assert np.flatnonzero(step).tolist() == [14]
+    assert step.ravel()[14] == pytest.approx(VISIBLE * 14, rel=1e-3)
+
+
+def test_a_blind_verifier_is_tried_on_several_channels_and_found_out() -> None:
+    seen = []
+    found = try_itself(("b",), OLD, changed(), lambda _, damaged: seen.append(np.argmax(difference(damaged))) or 0.5)  # type: ignore[func-returns-value]
+    assert seen == [14, 11, 8, 5]
+    assert len(seen) == TRIES
+    assert not found.seen
+    check = LocalCheck(("b",), 0.5, "y", "the test does not see w when it is damaged", found)
+    assert not check.passed
+    assert "does not see w" in Verification((check,), ()).doubt
+
+
+def test_a_channel_that_is_not_seen_is_not_the_last_word() -> None:
+    answers = iter([0.5, 3.0])
+    assert try_itself(("b",), OLD, changed(), lambda *_: next(answers)) == SelfTest(("b",), "w", 3.0)
+
+
+def test_an_error_without_end_is_seen() -> None:
+    assert try_itself(("b",), OLD, changed(), lambda *_: float("nan")).seen
+
+
+def test_where_no_constant_changed_there_is_nothing_to_damage() -> None:
+    found = try_itself(("b",), OLD, OLD, lambda *_: 0.0)
+    assert found == SelfTest(("b",), "", 0.0)
+    assert found.seen
