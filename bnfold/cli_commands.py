@@ -181,6 +181,11 @@ def inspect_command(  # noqa: PLR0913
 @click.argument("after")
 @checking
 @verify_data
+@click.option(
+    "--reproduce",
+    metavar="FOLDER",
+    help="Where to write the smallest pair of models that differs, and its inputs, if anything does.",
+)
 @report_option
 @showing
 def verify_command(  # noqa: PLR0913
@@ -191,16 +196,19 @@ def verify_command(  # noqa: PLR0913
     shapes: dict[str, tuple[int, ...]],
     seed: int,
     data: DataRequest | None,
+    reproduce: str | None,
     reports: Reports,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Run BEFORE and AFTER on the same inputs, unoptimised, and compare every tensor of equal name."""
-    from bnfold import api, terminal, wording  # noqa: PLC0415
+    from bnfold import api, reproduction, terminal, wording  # noqa: PLC0415
     from bnfold.errors import MachineError  # noqa: PLC0415
     from bnfold.report.json_report import verification_json  # noqa: PLC0415
 
     reports.check([before, after])
+    if reproduce is not None:
+        reproduction.check_folder(reproduce)
     console = terminal.open_console(quiet)
     with terminal.progress(console, f"comparing {before} and {after}") as tell:
         found = api.verify(before, after, providers=providers, shapes=shapes, seed=seed, data=data, progress=tell)
@@ -209,6 +217,9 @@ def verify_command(  # noqa: PLR0913
     else:
         terminal.show_verification(console, found)
     reports.of_verification(found, before, after)
+    if reproduce is not None and found.failed:
+        operators = reproduction.reproduce(before, after, found, reproduce, seed=seed, data=data)
+        terminal.say(f"{reproduce}: {wording.listed(operators)} of both models, which differ, and their inputs")
     if not found.passed and not found.failed:
         raise MachineError(f"nothing is proven: {found.doubt}", where=_name(after))
     if not as_json:

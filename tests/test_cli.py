@@ -205,7 +205,7 @@ def test_every_command_has_its_flags() -> None:
     assert found == {
         "fold": {"--output", "--require-all", "--no-verify", "--manifest"} | reading | checking | showing,
         "inspect": reading | showing,
-        "verify": checking | showing,
+        "verify": {"--reproduce"} | checking | showing,
         "bench": {"--provider", "--shape", "--seed", "--threads", "--rounds"} | showing,
         "recalibrate": {"--output", "--data", "--method", "--momentum", "--variance", "--memory", "--force"}
         | (checking - {"--provider", "--shape", "--verify-data"})

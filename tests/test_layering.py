@@ -63,10 +63,10 @@ TABLE = {
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch benchmarking checking history model_size recalibrating torch_dispatch torch_result "
-        "unfolding",
+        "__init__ api api_torch benchmarking checking history model_size recalibrating reproduction torch_dispatch "
+        "torch_result unfolding",
         "values arrays graph carriers frontends machine engine checks report",
-        "onnx onnx_ir torch",
+        "numpy onnx onnx_ir torch",
     ),
     "program": row(
         6,
