@@ -17,10 +17,11 @@ MODEL := models/digits-darknet.onnx
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/demo-installed ## fold the trained digit classifier, verify it, and compare its accuracy
+demo: $(VENV)/demo-installed ## fold the trained digit classifier, verify it, compare its accuracy; recalibrate it
 	@mkdir -p $(BUILD)
 	$(BIN)/bnfold $(MODEL) -o $(BUILD)/digits-fused.onnx --report $(BUILD)/digits.html
 	$(BIN)/python examples/digits_accuracy.py $(MODEL) $(BUILD)/digits-fused.onnx
+	$(BIN)/python examples/recalibrate_moved_inputs.py $(MODEL) $(BUILD)/digits-moved.onnx
 
 test: lint types unit ## style, types and all tests
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bnfold.affine import ChannelAffine
     from bnfold.api import FoldResult, fold, inspect, load, save, verify
     from bnfold.benchmarking import benchmark
+    from bnfold.calibrating import Calibration
     from bnfold.data_images import ImageOptions
     from bnfold.data_sources import DataRequest, Source
     from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal, Subject
@@ -46,6 +47,7 @@ _HOME = {
     "bnfold.affine": ("ChannelAffine",),
     "bnfold.api": ("FoldResult", "fold", "inspect", "load", "save", "verify"),
     "bnfold.benchmarking": ("benchmark",),
+    "bnfold.calibrating": ("Calibration",),
     "bnfold.data_images": ("ImageOptions",),
     "bnfold.data_sources": ("DataRequest", "Source"),
     "bnfold.decision": ("Decision", "Folded", "Kept", "Reason", "Reduced", "Refusal", "Subject"),
@@ -74,6 +76,7 @@ _HOME = {
 __all__ = [
     "BenchReport",
     "BnfoldError",
+    "Calibration",
     "ChannelAffine",
     "DataError",
     "DataRequest",

@@ -6,14 +6,14 @@ The command line calls these and nothing else. Nothing here prints; long work te
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args, overload
 
 import onnx_ir as ir
 
+from bnfold.calibrating import Calibration, calibrated
 from bnfold.checking import Check, Progress, demand, source_of
 from bnfold.data_sources import DataLike
 from bnfold.decision import Decision
@@ -26,9 +26,11 @@ from bnfold.history import History, Wish
 from bnfold.leftover_forms import Form
 from bnfold.manifest import Manifest
 from bnfold.model_size import scales_of, size_of
+from bnfold.recalibrating import Data
 from bnfold.report.model import Report
 from bnfold.requantising import rounded_biases
 from bnfold.runtime import require
+from bnfold.selecting import selection
 from bnfold.torch_dispatch import fold_torch, inspect_torch, is_module
 from bnfold.torch_result import TorchFoldResult
 from bnfold.verification import Verification
@@ -103,11 +105,11 @@ def inspect(  # noqa: PLR0913
     """
     if is_module(model):
         given_too = (keep_overridable, reduce, not merge, leftover != "keep", simplify, readers)
-        return inspect_torch(model, example_inputs, _selection(only, keep), given_too)
+        return inspect_torch(model, example_inputs, selection(only, keep), given_too)
     form = _form(leftover)
     given, name = _opened(cast("ModelLike", model))
     original, notes = _prepared(given, simplify, keep_overridable)
-    settings = Settings(_selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
+    settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
     notes += _merges(planned) + _roundings(planned)
     return Report(name, planned.decisions, size_of(original), notes=notes, scales=scales_of(planned))
@@ -131,6 +133,7 @@ def fold(
 def fold(
     model: ModelLike,
     *,
+    calibrate: Calibration | Data | None = ...,
     only: str | None = ...,
     keep: str | None = ...,
     keep_overridable: bool = ...,
@@ -154,6 +157,7 @@ def fold(  # noqa: PLR0913
     *,
     example_inputs: tuple[Any, ...] | None = None,
     inplace: bool = False,
+    calibrate: Calibration | Data | None = None,
     only: str | None = None,
     keep: str | None = None,
     keep_overridable: bool = False,
@@ -177,7 +181,9 @@ def fold(  # noqa: PLR0913
         example_inputs: What the forward pass of a PyTorch module takes. Such a module takes `inplace`, `only`, `keep`,
             `verify`, `seed` and `progress` besides, and nothing else.
         inplace: Whether the PyTorch module itself is changed, and not a copy of it.
-        only: As `inspect`.
+        calibrate: Data to recalibrate on first, as `recalibrate` takes it, or a `Calibration`, which also says how; the
+            result is then compared with the recalibrated model.
+        only: As `inspect`; what it or `keep` excludes is not recalibrated either.
         keep: As `inspect`.
         keep_overridable: As `inspect`.
         reduce: As `inspect`.
@@ -202,8 +208,8 @@ def fold(  # noqa: PLR0913
     """
     if is_module(model):
         given_too = (keep_overridable, reduce, not merge, leftover != "keep", simplify, readers, manifest, shapes,
-                     tuple(providers) != ("cpu",), data is not None)  # fmt: skip
-        return fold_torch(model, example_inputs, _selection(only, keep), given_too, inplace=inplace, verify=verify,
+                     tuple(providers) != ("cpu",), data is not None, calibrate is not None)  # fmt: skip
+        return fold_torch(model, example_inputs, selection(only, keep), given_too, inplace=inplace, verify=verify,
                           seed=seed, progress=progress)  # fmt: skip
     form = _form(leftover)
     for provider in providers if verify else ():
@@ -212,10 +218,11 @@ def fold(  # noqa: PLR0913
     if data is not None and not verify:
         raise UsageError("data is for the check, which is left out", where=name, remedy="leave out one of the two")
     source = source_of(data, given)
+    given, recalibration = calibrated(given, name, calibrate, only, keep, progress)
     original, notes = _prepared(given, simplify, keep_overridable)
     folded = original.clone()
     history = History(manifest, original, folded, simplified=simplify)
-    settings = Settings(_selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
+    settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(folded, settings)
     spans = [graph.spans() for graph, _ in planned.parts]
     notes += _merges(planned) + _roundings(planned)
@@ -224,7 +231,8 @@ def fold(  # noqa: PLR0913
     notes += history.notes
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
-    report = Report(name, planned.decisions, size_of(original), size_of(folded), None, notes, scales_of(planned))
+    sizes = size_of(original), size_of(folded)
+    report = Report(name, planned.decisions, *sizes, None, notes, scales_of(planned), recalibration)
     if verify:
         check = Check(providers, shapes, seed, source, progress)
         checked = Verification(check.local(original, planned, spans), check.quick(given, folded))
@@ -281,19 +289,7 @@ def _roundings(planned: ModelPlan) -> tuple[str, ...]:
     return tuple(note for _, part in planned.parts for note in rounded_biases(part.bench))
 
 
-def _selection(only: str | None, keep: str | None) -> Callable[[str], bool]:
-    include, exclude = _pattern(only, "only"), _pattern(keep, "keep")
-    return lambda name: (include is None or bool(include.search(name))) and not (exclude and exclude.search(name))
-
-
 def _form(leftover: str) -> Form:
     if leftover not in get_args(Form):
         raise UsageError(f"{leftover!r} is none of {', '.join(get_args(Form))}", where="leftover")
     return cast("Form", leftover)
-
-
-def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
-    try:
-        return None if text is None else re.compile(text)
-    except re.error as error:
-        raise UsageError(f"{text!r} is no regular expression: {error}", where=option) from error

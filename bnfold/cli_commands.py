@@ -10,7 +10,7 @@ import click
 from bnfold import __version__
 from bnfold.cli_bench import bench_command
 from bnfold.cli_data import data_options
-from bnfold.cli_options import EMBED, checking, manifest_option, reading, showing
+from bnfold.cli_options import EMBED, How, checking, manifest_option, reading, recalibrating, showing
 from bnfold.cli_recalibrate import recalibrate_command
 from bnfold.cli_report import Reports, report_option
 from bnfold.cli_unfold import beside, check_targets, unfold_command
@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # loading these takes a second, which --help need not wait fo
     from bnfold.leftover_forms import Form
     from bnfold.report.model import Report
 
-verify_data = data_options("--verify-data", meaning="Your own data, to compare on as well", seed=False)
+_VERIFY_DATA = {"data": ("--verify-data", "Your own data, to compare on as well")}
+_CALIBRATE = {"calibrate": ("--calibrate", "Recalibrate first, on these samples, which need no labels")}
 
 #: Done; and not done, because the result would not be what was asked for.
 DONE, NOT_DONE = 0, 1
@@ -58,7 +59,8 @@ def commands() -> None:
 @click.option("--no-verify", is_flag=True, help="Do not check the result; the model's metadata will say so.")
 @manifest_option
 @checking
-@verify_data
+@data_options(_CALIBRATE | _VERIFY_DATA, seed=False)
+@recalibrating("calibrate", "--calibrate")
 @report_option
 @showing
 def fold_command(  # noqa: PLR0913  # one parameter for each option
@@ -78,23 +80,28 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     providers: tuple[str, ...],
     shapes: dict[str, tuple[int, ...]],
     seed: int,
+    calibrate: DataRequest | None,
     data: DataRequest | None,
+    how: How,
     reports: Reports,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Fold every BatchNorm of MODEL that exact arithmetic allows, verify, and write OUTPUT."""
     from bnfold import api, terminal, wording  # noqa: PLC0415  # as above: not for --help
+    from bnfold.calibrating import Calibration  # noqa: PLC0415
     from bnfold.report.model import Report  # noqa: PLC0415
 
     targets = [output, *([] if manifest in (None, EMBED) else [manifest])]
-    check_targets(targets, [model])
-    reports.check([model, *targets])
+    sources = [model, *(request.text for request in (calibrate, data) if request)]
+    check_targets(targets, [*sources])
+    reports.check([*sources, *targets])
     console = terminal.open_console(quiet)
     try:
         with terminal.progress(console, f"folding {model}") as tell:
             result = api.fold(
                 model,
+                calibrate=None if calibrate is None else Calibration(calibrate, **how),
                 only=only,
                 keep=keep,
                 keep_overridable=keep_overridable,
@@ -126,8 +133,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     _show_fold(console, result.report, as_json)
     reports.of_fold(result.report, input=model, output=output)
     if not as_json:
-        report = result.report
-        click.echo(f"{_name(output)}: {wording.counted(report, 'folded')}, {wording.verified(report.verification)}")
+        click.echo(f"{_name(output)}: {wording.done(result.report)}")
     return DONE
 
 
@@ -180,7 +186,7 @@ def inspect_command(  # noqa: PLR0913
 @click.argument("before")
 @click.argument("after")
 @checking
-@verify_data
+@data_options(_VERIFY_DATA, seed=False)
 @click.option(
     "--reproduce",
     metavar="FOLDER",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,12 +20,12 @@ if TYPE_CHECKING:  # NumPy is not needed for --help
 _IMAGE = ("preset", "image_size", "image_resize", "image_mean", "image_std", "image_scale", "image_order")
 
 
-def data_options(flag: str = "--data", *, meaning: str, seed: bool) -> Callable[[Command], Command]:
-    """Declares `flag` and the options of its data; the command gets the keyword `data`: a DataRequest, or None.
+def data_options(flags: Mapping[str, tuple[str, str]], *, seed: bool) -> Callable[[Command], Command]:
+    """Declares options that name data, and how it is read; the command gets a DataRequest or None for each.
 
     Args:
-        flag: The option that names the data.
-        meaning: What the data is for, as its help.
+        flags: By keyword of the command: the option, and what its data is for, as its help. All are read alike, but
+            --samples is of the first one that is given: a check needs but a few batches of its own.
         seed: Whether to declare --seed, too; else the command has one, which then also chooses the samples.
     """
 
@@ -33,10 +34,15 @@ def data_options(flag: str = "--data", *, meaning: str, seed: bool) -> Callable[
         def call(**given: Any) -> Any:
             picked = {name: given.pop(name) for name in ("batch_size", "samples", *_IMAGE)}
             number = given.pop("seed") if seed else given["seed"]
-            return command(**{**given, "data": _request(given["data"], flag, number, picked)})
+            _refuse_idle(picked, [flags[name][0] for name in flags], [given[name] for name in flags])
+            requests = {}
+            for name in flags:
+                requests[name] = _request(given[name], number, picked)
+                picked |= {"samples": None} if given[name] else {}
+            return command(**{**given, **requests})
 
         decorated: Any = call
-        for option in reversed([*_options(flag, meaning), *([seed_option] if seed else [])]):
+        for option in reversed([*starmap(_naming, flags.items()), *_options(), *([seed_option] if seed else [])]):
             decorated = option(decorated)
         result: Command = decorated
         return result
@@ -44,12 +50,17 @@ def data_options(flag: str = "--data", *, meaning: str, seed: bool) -> Callable[
     return declare
 
 
-def _request(text: str | None, flag: str, seed: int, picked: dict[str, Any]) -> DataRequest | None:
-    """What was asked for; options of data without data are a mistake."""
+def _refuse_idle(picked: dict[str, Any], flags: Sequence[str], texts: Sequence[str | None]) -> None:
+    """Options of data without data are a mistake."""
     named = [f"--{name.replace('_', '-')}" for name, value in picked.items() if value is not None]
+    if named and all(text is None for text in texts):
+        remedy = f"give {' or '.join(flags)} as well"
+        raise UsageError(f"{named[0]} says how to read data, and there is none", remedy=remedy)
+
+
+def _request(text: str | None, seed: int, picked: dict[str, Any]) -> DataRequest | None:
+    """What was asked for."""
     if text is None:
-        if named:
-            raise UsageError(f"{named[0]} says how to read data, and there is none", remedy=f"give {flag} as well")
         return None
     from bnfold.data_images import ImageOptions  # noqa: PLC0415
     from bnfold.data_sources import DataRequest  # noqa: PLC0415
@@ -89,14 +100,14 @@ def _number(text: str) -> float:
     return number
 
 
-def _options(flag: str, meaning: str) -> list[Callable[[Any], Any]]:
+def _naming(keyword: str, option: tuple[str, str]) -> Callable[[Any], Any]:
+    flag, meaning = option
+    text = f"{meaning}: a .npy or .npz file, a folder of those or of images, or package.module:callable."
+    return click.option(flag, keyword, metavar="DATA", help=text)
+
+
+def _options() -> list[Callable[[Any], Any]]:
     return [
-        click.option(
-            flag,
-            "data",
-            metavar="DATA",
-            help=f"{meaning}: a .npy or .npz file, a folder of those or of images, or package.module:callable.",
-        ),
         click.option("--batch-size", type=click.IntRange(min=1), help="Samples in a batch of DATA; the model's, or 8."),
         click.option("--samples", type=click.IntRange(min=1), help="Take that many of DATA, drawn with --seed."),
         click.option(

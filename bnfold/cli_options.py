@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from bnfold.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -127,42 +131,103 @@ def checking(command: Command) -> Command:
     )(command)
 
 
-def recalibrating(command: Command) -> Command:
-    """From what statistics are computed, and how."""
-    return _together(
-        click.option(
-            "--method",
-            type=click.Choice(["sequential", "batch", "ema"]),
-            default="sequential",
-            show_default=True,
-            help="What is upstream: recalibrated BatchNorms, those of training, or a running average of training.",
-        ),
-        click.option(
-            "--momentum",
-            type=click.FloatRange(min=0, max=1, min_open=True),
-            default=0.1,
-            show_default=True,
-            help="For --method ema: the weight of a new batch (Keras writes 1 minus this).",
-        ),
-        click.option(
-            "--variance",
-            type=click.Choice(["population", "bessel"]),
-            default="population",
-            show_default=True,
-            help="Divide by n, or by n - 1 as PyTorch's training does.",
-        ),
-        click.option(
-            "--memory",
-            default="1GiB",
-            show_default=True,
-            callback=_bytes,
-            metavar="SIZE",
-            help="How much of the activations stays in memory; the rest goes to a temporary file.",
-        ),
-        click.option("--force", is_flag=True, help="Do it with fewer than 32 values in a channel."),
-        _keep,
-        _only,
-    )(command)
+class How(TypedDict):
+    """How statistics are computed: keywords of `bnfold.recalibrate` and `bnfold.Calibration`."""
+
+    method: str
+    momentum: float
+    bessel: bool
+    memory: int
+    force: bool
+    unshare: str
+
+
+def recalibrating(data: str, flag: str) -> Callable[[Command], Command]:
+    """Declares how statistics are computed; the command gets the keyword `how`.
+
+    Args:
+        data: The keyword that has the data, None where there is none; such options are a mistake then.
+        flag: The option that names the data.
+    """
+
+    def declare(command: Command) -> Command:
+        @functools.wraps(command)
+        def call(**given: Any) -> Any:
+            picked = {
+                name: given.pop(name) for name in ("method", "momentum", "variance", "memory", "force", "unshare")
+            }
+            named = [name for name in picked if _is_typed(name)]
+            if named and given[data] is None:
+                raise UsageError(
+                    f"--{named[0]} says how to recalibrate, and there is no data for it", remedy=f"give {flag} as well"
+                )
+            if "momentum" in named and picked["method"] != "ema":
+                raise UsageError("--momentum means something for a running average only", remedy="give --method ema")
+            return command(**given, how=_how(**picked))
+
+        decorated: Any = call
+        result: Command = _together(*_methods)(decorated)
+        return result
+
+    return declare
+
+
+def _how(  # noqa: PLR0913  # one parameter for each option
+    *, variance: str, method: str, momentum: float, memory: int, force: bool, unshare: str
+) -> How:
+    bessel = variance == "bessel"
+    return How(method=method, momentum=momentum, bessel=bessel, memory=memory, force=force, unshare=unshare)
+
+
+def _is_typed(name: str) -> bool:
+    """Whether an option was given, be it with its default."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+_methods = (
+    click.option(
+        "--method",
+        type=click.Choice(["sequential", "batch", "ema"]),
+        default="sequential",
+        show_default=True,
+        help="What is upstream: recalibrated BatchNorms, those of training, or a running average of training.",
+    ),
+    click.option(
+        "--momentum",
+        type=click.FloatRange(min=0, max=1, min_open=True),
+        default=0.1,
+        show_default=True,
+        help="For --method ema: the weight of a new batch (Keras writes 1 minus this).",
+    ),
+    click.option(
+        "--variance",
+        type=click.Choice(["population", "bessel"]),
+        default="population",
+        show_default=True,
+        help="Divide by n, or by n - 1 as PyTorch's training does.",
+    ),
+    click.option(
+        "--memory",
+        default="1GiB",
+        show_default=True,
+        callback=_bytes,
+        metavar="SIZE",
+        help="How much of the activations stays in memory; the rest goes to a temporary file.",
+    ),
+    click.option("--force", is_flag=True, help="Compute statistics from fewer than 32 values in a channel."),
+    click.option(
+        "--unshare",
+        type=click.Choice(["none", "dependent", "all"]),
+        default="none",
+        show_default=True,
+        help="Which BatchNorms that share their statistics get some of their own: those behind each other, or all.",
+    ),
+)
+
+
+def choosing(command: Command) -> Command:
+    """Which BatchNorms, by name."""
+    return _together(_keep, _only)(command)
 
 
 def undoing(command: Command) -> Command:

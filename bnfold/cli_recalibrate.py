@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bnfold.cli_data import data_options
-from bnfold.cli_options import recalibrating, showing
+from bnfold.cli_options import How, choosing, recalibrating, showing
 from bnfold.cli_report import Reports, report_option
 from bnfold.cli_unfold import check_targets
 from bnfold.errors import UsageError
@@ -23,8 +23,9 @@ _EPILOG = (
 @click.command("recalibrate", short_help="Compute the BatchNorm statistics anew, from data.", epilog=_EPILOG)
 @click.argument("model")
 @click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file to write; never the input.")
-@data_options(meaning="The samples, without labels", seed=True)
-@recalibrating
+@data_options({"data": ("--data", "The samples, without labels")}, seed=True)
+@recalibrating("data", "--data")
+@choosing
 @report_option
 @showing
 def recalibrate_command(  # noqa: PLR0913  # one parameter for each option
@@ -32,11 +33,7 @@ def recalibrate_command(  # noqa: PLR0913  # one parameter for each option
     model: str,
     output: str,
     data: DataRequest | None,
-    method: str,
-    momentum: float,
-    variance: str,
-    memory: int,
-    force: bool,
+    how: How,
     keep: str | None,
     only: str | None,
     reports: Reports,
@@ -56,11 +53,7 @@ def recalibrate_command(  # noqa: PLR0913  # one parameter for each option
         result = recalibrate(
             model,
             data,
-            method=method,
-            momentum=momentum,
-            bessel=variance == "bessel",
-            memory=memory,
-            force=force,
+            **how,
             keep=keep,
             only=only,
             progress=tell,

@@ -39,7 +39,11 @@ class Reports:
         from bnfold.pages.page import Page  # noqa: PLC0415
         from bnfold.report.json_report import report_json  # noqa: PLC0415
 
-        self._publish(lambda origin: Page(report.model, origin, fold=report), lambda: report_json(report), files)
+        self._publish(
+            lambda origin: Page(report.model, origin, fold=report, recalibration=report.recalibration),
+            lambda: report_json(report),
+            files,
+        )
 
     def of_verification(self, found: Verification, before: str, after: str) -> None:
         """Write what `verify` found."""

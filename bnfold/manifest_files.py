@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bnfold.drafts import draft_folder
 from bnfold.errors import MachineError, UsageError
 from bnfold.manifest import Manifest
 from bnfold.text_files import as_ours, write_text
@@ -42,9 +42,9 @@ def written(manifest: Manifest, path: str | os.PathLike[str]) -> Iterator[None]:
         MachineError: The disk is full, or the folder may not be written.
     """
     target = Path(path)
-    work = _folder_beside(target)
-    try:
+    with ExitStack() as stack:
         with as_ours(path):
+            work = stack.enter_context(draft_folder(target))
             write_text(manifest.to_json(), work / "new")
             if target.exists():
                 shutil.copy2(target, work / "old")
@@ -56,13 +56,6 @@ def written(manifest: Manifest, path: str | os.PathLike[str]) -> Iterator[None]:
         except BaseException:
             _take_back(work, target)
             raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _folder_beside(target: Path) -> Path:
-    with as_ours(target):
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
 
 
 def _take_back(work: Path, target: Path) -> None:

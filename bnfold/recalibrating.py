@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, cast, get_args
 
@@ -16,10 +17,11 @@ from bnfold.data import InputSpec, read_inputs
 from bnfold.data_callable import Stream
 from bnfold.data_sources import DataLike, Source, as_source
 from bnfold.drift import Left, Recalibrated
-from bnfold.errors import UsageError
+from bnfold.errors import MachineError, ProviderError, UsageError
+from bnfold.footprint import Footprint, demand_room, footprint
 from bnfold.frontends.onnx_embedded import MANIFEST_KEY, embed
 from bnfold.frontends.onnx_files import load
-from bnfold.frontends.onnx_observe import OnnxObservable
+from bnfold.frontends.onnx_observe import OnnxObservable, Unshare
 from bnfold.frontends.onnx_statistics import write_statistics
 from bnfold.frontier import DEFAULT_MEMORY, Frontier
 from bnfold.observation import State
@@ -27,6 +29,7 @@ from bnfold.recalibration import Method, Settings
 from bnfold.recalibration import recalibrate as run_engine
 from bnfold.report.recalibration_report import RecalibrationReport, by_drift
 from bnfold.runtime import open_segment, require
+from bnfold.selecting import selection
 
 ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
 
@@ -35,6 +38,11 @@ Data: TypeAlias = "DataLike | Callable[[], Iterable[Any]]"
 
 #: The metadata entry that says how the statistics came about.
 RECORD = "bnfold.recalibrated"
+
+
+_IN_FLOAT32 = ("bfloat16 was computed in float32, as onnxruntime has no kernels for it on the CPU",)
+
+_SMALLER = "make the batches smaller with --batch-size, or give --memory less"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +67,7 @@ def recalibrate(  # noqa: PLR0913
     bessel: bool = False,
     memory: int = DEFAULT_MEMORY,
     force: bool = False,
+    unshare: str = "none",
     keep: str | None = None,
     only: str | None = None,
     progress: Callable[[str], None] | None = None,
@@ -76,6 +85,9 @@ def recalibrate(  # noqa: PLR0913
         bessel: Divide by n - 1, as PyTorch's training does (its `ema` needs this); normalisation divides by n.
         memory: Bytes of activations to hold in memory; the rest goes to a temporary file.
         force: Compute statistics from fewer than 32 values in a channel.
+        unshare: Which BatchNorms that share all their parameters, as the calls of one module do, get statistics of
+            their own at each place: "none" of them (they pool what they see; those one of which lies behind another
+            keep their statistics), those that are "dependent" in that way, or "all".
         keep: A regular expression; BatchNorms in whose name it is found keep their statistics.
         only: A regular expression; BatchNorms in whose name it is not found keep their statistics.
         progress: Told what is being done, one clause at a time.
@@ -92,10 +104,21 @@ def recalibrate(  # noqa: PLR0913
         raise UsageError("the momentum lies above 0 and not above 1, the memory not below 0", where="recalibrate")
     require("cpu")
     original, name = _opened(model)
-    observable = OnnxObservable(original, open_segment, _selection(only, keep))
-    feed = _Counted(_source(data, read_inputs(observable.proto)))
-    with Frontier(memory) as frontier:
-        outcomes = run_engine(observable, feed, settings, frontier=frontier, tell=progress or (lambda _clause: None))
+    observable = OnnxObservable(original, open_segment, selection(only, keep), _unshare(unshare))
+    source = _source(data, read_inputs(observable.proto))
+    feed = _Counted(source, observable.fed)
+    batches = iter(feed)
+    first = next(batches, None) if observable.levels else None
+    need = _needed(observable, first, _count(data, source, first), memory)
+    demand_room(need)
+    with Frontier(memory) as frontier, _explained():
+        outcomes = run_engine(
+            observable,
+            batches if first is None else chain([first], batches),
+            settings,
+            frontier=frontier,
+            tell=lambda clause: progress(f"{clause}; {need}" if need.batch else clause) if progress else None,
+        )
     new = {
         tuple(places): (site, outcome.new)
         for places, site, outcome in zip(observable.nodes, observable.sites, outcomes, strict=True)
@@ -105,9 +128,43 @@ def recalibrate(  # noqa: PLR0913
     write_statistics(changed, new)
     moved = by_drift([o for o in outcomes if isinstance(o, Recalibrated)])
     left = (*(o for o in outcomes if isinstance(o, Left)), *observable.left)
-    notes = _recorded(changed, settings, feed.samples) if moved else ()
-    report = RecalibrationReport(name, settings, feed.samples, feed.batches, moved, left, notes)
+    done = (*_separated(observable, moved), *_IN_FLOAT32[: observable.widens])
+    notes = (*_recorded(changed, settings, feed.samples), *done) if moved else ()
+    report = RecalibrationReport(name, settings, feed.samples, feed.batches, moved, left, notes, need)
     return RecalibrationResult(changed, report)
+
+
+def _needed(observable: OnnxObservable, first: State | None, batches: int | None, memory: int) -> Footprint:
+    """What is kept between two levels, from the shapes of the first batch; all others are taken for as large."""
+    shapes = {name: array.shape for name, array in (first or {}).items()}
+    return footprint(observable.carried(shapes) if first else [], batches, memory)
+
+
+def _count(data: Data, source: Source, first: State | None) -> int | None:
+    """How many batches there are, if that is known."""
+    samples = source.samples
+    if samples is None and isinstance(data, Sequence):
+        samples = sum(map(_length, data))
+    return -(-samples // max(1, _length(first))) if samples is not None and first else None
+
+
+def _length(batch: Any) -> int:
+    """Samples in a batch: a dict of arrays, a sequence of them, or one."""
+    parts = list(batch.values()) if isinstance(batch, Mapping) else batch
+    shape = getattr(parts[0] if isinstance(parts, list | tuple) and parts else parts, "shape", ())
+    return int(shape[0]) if shape else 1
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say what helps here, where the runtime knows of its checks only."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MachineError("the memory does not suffice", remedy=_SMALLER) from error
+    except ProviderError as error:
+        remedy = _SMALLER if "memory" in error.what else "recalibration runs the model, so take one that can be run"
+        raise ProviderError(error.what, where=error.where, remedy=remedy) from error
 
 
 def _opened(model: ModelLike) -> tuple[ir.Model, str]:
@@ -118,23 +175,22 @@ def _opened(model: ModelLike) -> tuple[ir.Model, str]:
 
 
 class _Counted:
-    """The batches of one pass, counted.
+    """The batches of one pass, counted, as `fed` gives them to the model.
 
     Attributes:
         samples: How many samples (axis 0 of the first input) came by.
         batches: How many batches they were in.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, fed: Callable[[State], State]) -> None:
+        self._source, self._fed = source, fed
         self.samples = self.batches = 0
 
     def __iter__(self) -> Iterator[State]:
         for batch in self._source:
-            shape = next(iter(batch.values())).shape
-            self.samples += shape[0] if shape else 1
+            self.samples += _length(batch)
             self.batches += 1
-            yield batch
+            yield self._fed(batch)
 
 
 def _source(data: Data, inputs: Sequence[InputSpec]) -> Source:
@@ -152,16 +208,16 @@ def _method(text: str) -> Method:
     return cast("Method", text)
 
 
-def _selection(only: str | None, keep: str | None) -> Callable[[str], bool]:
-    include, exclude = _pattern(only, "only"), _pattern(keep, "keep")
-    return lambda name: (include is None or bool(include.search(name))) and not (exclude and exclude.search(name))
+def _unshare(text: str) -> Unshare:
+    if text not in get_args(Unshare):
+        raise UsageError(f"{text!r} is none of {', '.join(get_args(Unshare))}", where="unshare")
+    return cast("Unshare", text)
 
 
-def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
-    try:
-        return None if text is None else re.compile(text)
-    except re.error as error:
-        raise UsageError(f"{text!r} is no regular expression: {error}", where=option) from error
+def _separated(observable: OnnxObservable, moved: Sequence[Recalibrated]) -> tuple[str, ...]:
+    """What no longer shares its statistics, for the report."""
+    names = sorted({entry.name for entry in moved}.intersection(observable.unshared), key=observable.unshared.index)
+    return (f"they shared their statistics and have some of their own now: {', '.join(names)}",) if names else ()
 
 
 def _recorded(model: ir.Model, settings: Settings, samples: int) -> tuple[str, ...]:

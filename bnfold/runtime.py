@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnfold.dataflow import floating_nodes
+from bnfold.drafts import draft_folder
 from bnfold.errors import MissingPackageError, ProviderError
 
 if TYPE_CHECKING:
@@ -239,8 +240,7 @@ def _loadable(model: onnx.ModelProto | str | Path, stack: contextlib.ExitStack) 
     import onnx_ir  # noqa: PLC0415
 
     # onnx.save would move the weights out of the caller's model; this shares them.
-    folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-    path = Path(folder) / "model.onnx"
+    path = stack.enter_context(draft_folder(Path(tempfile.gettempdir()) / "bnfold-model")) / "model.onnx"
     onnx_ir.save(onnx_ir.from_proto(model), path, external_data="model.data")
     return str(path)
 

@@ -15,13 +15,14 @@ from bnfold.drift import Recalibrated
 from bnfold.report.bench_report import BenchReport
 from bnfold.report.model import Report
 from bnfold.report.recalibration_report import RecalibrationReport
+from bnfold.sizes import data_size
 from bnfold.verification import Verification
 from bnfold.wording import (
     as_asked,
     bench_notes,
     count,
-    data_size,
     kept_groups,
+    left_lines,
     local_line,
     outcome,
     printable,
@@ -60,9 +61,10 @@ def progress(console: Console, start: str) -> Iterator[Tell]:
 
 
 def show_summary(console: Console, report: Report) -> None:
-    """A fold on one screen: counts, sizes, checks, then what was kept and why."""
+    """A fold on one screen: what was recalibrated first, counts, sizes, checks, then what was kept and why."""
     console.print(printable(report.model), style="bold")
-    facts = [*_counts(report), *_sizes(report), *_checks(report.verification), *_notes(report.notes)]
+    recalibrated = () if report.recalibration is None else tuple(_show_drifts(console, report.recalibration))
+    facts = [*recalibrated, *_counts(report), *_sizes(report), *_checks(report.verification), *_notes(report.notes)]
     left = [*_reduced(report.reduced), *_kept([d for d in report.kept_batchnorms if not as_asked(d)])]
     _show_facts(console, [*facts, *left])
 
@@ -83,12 +85,19 @@ def show_verification(console: Console, verification: Verification) -> None:
 def show_recalibration(console: Console, report: RecalibrationReport) -> None:
     """One row for each BatchNorm, by falling drift, then what stayed and why."""
     console.print(printable(report.model), style="bold")
+    _show_facts(console, tuple(_show_drifts(console, report)))
+
+
+def _show_drifts(console: Console, report: RecalibrationReport) -> Iterator[tuple[str, str]]:
+    """The table at once; then the facts that belong below it."""
     if report.recalibrated:
-        _show_drifts(console, report.recalibrated)
+        _show_drift_table(console, report.recalibrated)
     dead = [f"{e.name}: {count(len(e.dead), 'channel')} without variance" for e in report.recalibrated if e.dead]
-    facts = [("dead", f"{line}, which keep their statistics") for line in dead]
-    facts += [("left", f"{entry.name}: {entry}") for entry in report.left]
-    _show_facts(console, [*facts, *_notes(report.notes)])
+    yield from (("dead", f"{line}, which keep their statistics") for line in dead)
+    yield from left_lines(report.left)
+    if report.footprint is not None and report.footprint.batch:
+        yield "needed", str(report.footprint)
+    yield from _notes(report.notes)
 
 
 def show_bench(console: Console, report: BenchReport) -> None:
@@ -107,7 +116,7 @@ def show_bench(console: Console, report: BenchReport) -> None:
     _show_facts(console, [*_notes(list(bench_notes(report)))])
 
 
-def _show_drifts(console: Console, entries: Sequence[Recalibrated]) -> None:
+def _show_drift_table(console: Console, entries: Sequence[Recalibrated]) -> None:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("BatchNorm", overflow="fold", max_width=console.width * 9 // 20)
     for heading in ("ch.", "values", "drift", "rms", "variance"):

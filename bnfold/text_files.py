@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bnfold.drafts import draft_folder
 from bnfold.errors import MachineError
 
 
@@ -20,15 +20,11 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> None:
         MachineError: The disk is full, or the folder may not be written.
     """
     target = Path(path)
-    with as_ours(path):
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            write_text(text, work / "new")
-            if target.exists():
-                shutil.copymode(target, work / "new")
-            (work / "new").replace(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    with as_ours(path), draft_folder(target) as work:
+        write_text(text, work / "new")
+        if target.exists():
+            shutil.copymode(target, work / "new")
+        (work / "new").replace(target)
 
 
 def write_text(text: str, path: Path) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # these load NumPy and ONNX, which an error message needs not
     from collections.abc import Iterator, Mapping, Sequence
 
     from bnfold.comparison import TensorComparison
+    from bnfold.drift import Left
     from bnfold.localcheck import LocalCheck
     from bnfold.quickcheck import QuickCheck
     from bnfold.report.bench_report import BenchReport
@@ -20,8 +21,6 @@ if TYPE_CHECKING:  # these load NumPy and ONNX, which an error message needs not
 
 #: How many names are listed before "and more".
 _LISTED = 3
-
-_KIBI = 1024
 
 
 def printable(text: str) -> str:
@@ -38,16 +37,6 @@ def listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
-
-
-def data_size(size: int) -> str:
-    """Bytes in the unit that leaves three digits or so: `318 KiB`."""
-    figure, unit = float(size), "bytes"
-    for larger in ("KiB", "MiB", "GiB"):
-        if figure < _KIBI:
-            break
-        figure, unit = figure / _KIBI, larger
-    return f"{figure:.0f} {unit}" if unit == "bytes" or figure >= 100 else f"{figure:.1f} {unit}"
 
 
 def provider_name(provider: str) -> str:
@@ -124,13 +113,29 @@ def counted(report: Report, done: str) -> str:
     return ", ".join(parts)
 
 
+def done(report: Report) -> str:
+    """A fold in one line: what was recalibrated, where that was asked for, how much was folded, and the check."""
+    first = "" if report.recalibration is None else f"{recalibrated(report.recalibration)}; "
+    return f"{first}{counted(report, 'folded')}, {verified(report.verification)}"
+
+
 def recalibrated(report: RecalibrationReport) -> str:
     """How many of all BatchNorms have new statistics, from how much, and how far they moved."""
     moved, total = len(report.recalibrated), len(report.recalibrated) + len(report.left)
     if not total:
         return "no BatchNorm to recalibrate"
-    far = f", drift up to {report.recalibrated[0].largest_drift:.2g} standard deviations" if moved else ""
-    return f"{moved} of {count(total, 'BatchNorm')} recalibrated on {count(report.samples, 'sample')}{far}"
+    far = f"drift up to {report.recalibrated[0].largest_drift:.2g} standard deviations" if moved else ""
+    how = f" on {count(report.samples, 'sample')}, {far}" if moved else ""
+    return f"{moved} of {count(total, 'BatchNorm')} recalibrated{how}"
+
+
+def left_lines(left: Sequence[Left]) -> Iterator[tuple[str, str]]:
+    """BatchNorms that keep their statistics for the same reason together: how many, the reason, a few of the names."""
+    groups: dict[str, list[str]] = {}
+    for entry in left:
+        groups.setdefault(str(entry), []).append(entry.name)
+    for reason, names in groups.items():
+        yield f"left {len(names)}", f"{reason}: {listed(names)}"
 
 
 def verified(verification: Verification | None) -> str:

@@ -210,7 +210,7 @@ def parse() -> Parse:
     """What a command gets for `data`, from its arguments."""
 
     @click.command()
-    @data_options(meaning="Data", seed=True)
+    @data_options({"data": ("--data", "Data")}, seed=True)
     def command(*, data: DataRequest | None) -> None:
         seen.append(data)
 

@@ -29,7 +29,7 @@ def row(layer: int, modules: str, imports: str, outside: str) -> Group:
 
 # A module name ending in ".*" stands for a package and all in it.
 TABLE = {
-    "values": row(0, "affine decision errors rounding", "", "numpy ml_dtypes"),
+    "values": row(0, "affine decision drafts errors rounding sizes", "", "numpy ml_dtypes"),
     "arrays": row(
         1,
         "linear embedding quantised moments drift comparison packing manifest manifest_json manifest_files "
@@ -49,7 +49,7 @@ TABLE = {
     "engine": row(
         4,
         "sources changes bench costs regions routes agreeing undoing pulling requantising limits splitting branches "
-        "chaining merging folding leftovers leftover_forms frontier recalibration",
+        "chaining merging folding leftovers leftover_forms footprint frontier recalibration",
         "values arrays graph carriers",
         "numpy",
     ),
@@ -63,8 +63,8 @@ TABLE = {
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch benchmarking checking history model_size recalibrating reproduction torch_dispatch "
-        "torch_result unfolding",
+        "__init__ api api_torch benchmarking calibrating checking history model_size recalibrating reproduction "
+        "selecting torch_dispatch torch_result unfolding",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),
@@ -101,7 +101,7 @@ EXCEPTIONS = {
         "frontends.onnx_regions",
     },
     "localsizes": {"folding", "regions", "frontends.onnx_scopes", "frontends.onnx_shapes"},  # regions, shapes in them
-    "report.recalibration_report": {"recalibration"},  # as verification, the result of which is a check
+    "report.recalibration_report": {"footprint", "recalibration"},  # as verification, the result of which is a check
     "torchcheck": {"frontends.torch_capture"},  # which other sizes the module takes
     "oracle": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
 }

@@ -14,7 +14,7 @@ import pytest
 from onnx_models import PARAMETERS, STATS, parse
 
 import bnfold
-from bnfold.frontends import onnx_files
+from bnfold import drafts
 from bnfold.frontends.onnx_files import check_target, load, save
 
 TEXT = f"""(float[N,16,8,8] x) => (float[N,64,4,4] y) <float[4,16,3,3] w, float[64,4,3,3] v, {PARAMETERS}>
@@ -228,7 +228,7 @@ def test_a_folder_that_may_not_be_written_is_said(file: Path, tmp_path: Path, mo
     def refuses(*_: object, **__: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(onnx_files.tempfile, "mkdtemp", refuses)
+    monkeypatch.setattr(drafts.tempfile, "mkdtemp", refuses)
     with pytest.raises(bnfold.MachineError, match="cannot be written: Permission denied"):
         save(load(file), tmp_path / "fused.onnx")
 

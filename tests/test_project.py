@@ -21,19 +21,18 @@ ROOT = Path(__file__).parents[1]
 
 #: What users may import from bnfold. A name that is added belongs here and in CHANGELOG.md; one that goes, breaks them.
 PUBLIC = """
-    BenchReport BnfoldError ChannelAffine DataError DataRequest Decision FoldBatchNormPass FoldResult Folded
-    ImageOptions
-    InternalError Kept MachineError Manifest MissingPackageError ModelError ProviderError Reason RecalibrationReport
-    RecalibrationResult Reduced Refusal Report Size Source Subject TorchFoldResult UnfoldResult UsageError Verification
-    VerificationError benchmark fold inspect load recalibrate save unfold verify
+    BenchReport BnfoldError Calibration ChannelAffine DataError DataRequest Decision FoldBatchNormPass FoldResult Folded
+    ImageOptions InternalError Kept MachineError Manifest MissingPackageError ModelError ProviderError Reason
+    RecalibrationReport RecalibrationResult Reduced Refusal Report Size Source Subject TorchFoldResult UnfoldResult
+    UsageError Verification VerificationError benchmark fold inspect load recalibrate save unfold verify
 """.split()
 
 SIGNATURES = {
     "benchmark": "before after providers shapes seed threads rounds progress",
-    "fold": """model example_inputs inplace only keep keep_overridable reduce merge leftover simplify readers verify
-        manifest providers shapes seed data progress""",
+    "fold": """model example_inputs inplace calibrate only keep keep_overridable reduce merge leftover simplify readers
+        verify manifest providers shapes seed data progress""",
     "inspect": "model example_inputs only keep keep_overridable reduce merge leftover simplify readers",
-    "recalibrate": "model data method momentum bessel memory force keep only progress",
+    "recalibrate": "model data method momentum bessel memory force unshare keep only progress",
     "unfold": "model manifest only every",
     "verify": "before after providers shapes seed data progress",
     "load": "path",
@@ -46,6 +45,8 @@ EXAMPLES = {
     "fold_from_python.py": ["models/digits-darknet.onnx", "fused.onnx"],
     "fold_from_shell.sh": ["out"],
     "own_carrier.py": [],
+    "recalibrate_averaged_weights.py": ["--epochs", "2"],
+    "recalibrate_moved_inputs.py": ["models/digits-darknet.onnx", "moved.onnx"],
     "train_digits.py": ["--epochs", "1", "--output", "digits.onnx"],
 }
 
@@ -131,6 +132,15 @@ def test_the_accuracy_of_the_folded_model_is_that_of_the_original(copy: Path) ->
     run_in(copy, "bnfold", model, "-o", "fused.onnx", "--require-all")
     shown = run_in(copy, "python", "examples/digits_accuracy.py", model, "fused.onnx").splitlines()
     assert [line.split(": ")[1] for line in shown] == ["358 of 360 held-out digits right (99.44%)"] * 2
+
+
+def test_the_moved_digits_are_read_again_after_recalibration(copy: Path) -> None:
+    shown = run_in(copy, "python", "examples/recalibrate_moved_inputs.py", "models/digits-darknet.onnx", "moved.onnx")
+    as_trained, moved, recalibrated, folded = (float(found) for found in re.findall(r"([\d.]+) %", shown))
+    assert as_trained - moved > 30
+    assert abs(as_trained - recalibrated) <= 1
+    assert folded == recalibrated
+    assert "0 BatchNorms left" in shown
 
 
 def blocks(page: str, *languages: str) -> list[str]:

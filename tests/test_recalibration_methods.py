@@ -143,3 +143,49 @@ def test_calls_of_one_module_normalise_by_their_own_batch_in_training() -> None:
     entry = next(entry for entry in result.report.recalibrated if entry.name == "b")
     np.testing.assert_allclose(entry.new.mean, v.mean(axis=0), atol=TOLERANCE * v.std())
     np.testing.assert_allclose(entry.new.variance, v.var(axis=0), rtol=TOLERANCE)
+
+
+def test_ema_is_keras_training_through_two_levels() -> None:
+    """Keras' rule, transcribed: `moving -= (moving - batch) * (1 - 0.99)`; upstream the batch normalises by itself."""
+    text = f"""(float[n, 4] x) => (float[n, 4] y) <float[4, 4] w, {parameters("a", "b")}> {{
+        {bn("a", "x", "c")}
+        d = Relu (c)
+        e = MatMul (d, w)
+        {bn("b", "e", "y")}
+    }}"""
+    model = parse(text)
+    arrays = {t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+    moving = {name: [arrays[f"mean_{name}"].copy(), arrays[f"var_{name}"].copy()] for name in "ab"}
+    batches = cut_up({"x": data()["x"][:, :, 0, 0]}, 8)
+
+    def trained(name: str, x: Array) -> Array:
+        seen = x.mean(axis=0), x.var(axis=0)
+        moving[name] = [was - (was - now) * (1 - 0.99) for was, now in zip(moving[name], seen, strict=True)]
+        scale = arrays[f"gamma_{name}"] / np.sqrt(seen[1] + np.float64(np.float32(1e-5)))
+        return scale * (x - seen[0]) + arrays[f"beta_{name}"]
+
+    for batch in batches:
+        hidden = trained("a", batch["x"].astype(np.float64))
+        trained("b", np.maximum(hidden, 0) @ arrays["w"])
+    result = bnfold.recalibrate(ir.from_proto(model), batches, method="ema", momentum=0.01)
+    for (mean, variance), name in zip(found(result), "ab", strict=True):
+        np.testing.assert_allclose(mean, moving[name][0], rtol=0, atol=TOLERANCE * np.sqrt(variance.max()))
+        np.testing.assert_allclose(variance, moving[name][1], rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("bessel", [False, True])
+def test_the_variance_is_that_of_torch_with_or_without_its_correction(bessel: bool) -> None:
+    text = f"(float[n, 4, 6, 6] x) => (float[n, 4, h, w] y) <{parameters('a')}> {{ {bn('a', 'x', 'y')} }}"
+    few = {"x": data()["x"][:3, :, :2, :2]}  # 12 values: the two differ by a twelfth
+    result = bnfold.recalibrate(
+        ir.from_proto(parse(text.replace("6, 6", "2, 2"))), cut_up(few, 2), bessel=bessel, force=True
+    )
+    (entry,) = result.report.recalibrated
+    wide = torch.tensor(few["x"], dtype=torch.float64)
+    np.testing.assert_allclose(
+        entry.new.variance, wide.var(dim=(0, 2, 3), correction=int(bessel)).numpy(), rtol=TOLERANCE
+    )
+    norm = nn.BatchNorm2d(4, momentum=1.0, dtype=torch.float64).train()
+    norm(wide)
+    assert norm.running_var is not None
+    assert np.allclose(entry.new.variance, norm.running_var.numpy(), rtol=TOLERANCE) == bessel

@@ -38,7 +38,7 @@ def test_the_golden_report_fits_its_schema() -> None:
     schema("fold-1").validate(json.loads((GOLDEN / "report-1.json").read_text(encoding="ascii")))
 
 
-@pytest.mark.parametrize("key", ["summary", "decisions", "verification", "scales"])
+@pytest.mark.parametrize("key", ["recalibration", "summary", "decisions", "verification", "scales"])
 def test_a_report_without_a_key_does_not_fit(key: str) -> None:
     tree = json.loads((GOLDEN / "report-1.json").read_text(encoding="ascii"))
     lacking = copy.deepcopy(tree)
@@ -56,6 +56,9 @@ def test_what_the_commands_print_fits_the_schemas(run: Run, tmp_path: Path) -> N
     schema("verify-1").validate(json.loads(run("verify", MODEL, output, "--json").out))
     moved = run("recalibrate", MODEL, "--data", data, "-o", tmp_path / "moved.onnx", "--json")
     schema("recalibrate-1").validate(json.loads(moved.out))
+    both = json.loads(run(MODEL, "--calibrate", data, "-o", output, "--json").out)
+    schema("fold-1").validate(both)
+    schema("recalibrate-1").validate(both["recalibration"])
 
 
 def test_an_average_over_batches_says_its_momentum() -> None:

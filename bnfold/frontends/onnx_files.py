@@ -10,13 +10,13 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
+from bnfold.drafts import COMPANION, draft_folder
 from bnfold.errors import BnfoldError, MachineError, ModelError, UsageError
 from bnfold.text_files import as_ours
 
@@ -138,11 +138,8 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     before = {file.resolve() for file in _external_files_at(target)}
     inputs = {file.resolve() for file, _ in external_files(model)}
     with as_ours(path):
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
+        with draft_folder(target) as work:
             data = _write(model, work, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
         for old in before - inputs - {data}:
             old.unlink(missing_ok=True)
 
@@ -161,6 +158,8 @@ def _write(model: ir.Model, work: Path, target: Path) -> Path | None:
     was_there = data.exists()
     try:
         if (work / name).exists():
+            if not was_there:
+                (work / COMPANION).write_text(name, encoding="utf-8")
             _settle(work / name, data)
         _settle(draft, target)
     except BaseException:

@@ -144,12 +144,16 @@ class Segments:
         read |= {name for i in places for name in self._flow.reads[i]}
         inputs = sorted(name for name in read - made if name not in self._flow.constants)
         begins = [self._taps[i] for i in places if i in self._taps]
-        carried = sorted(self._carried(level))
+        carried = self.carried(level)
         fresh = [name for name in carried if name in made]
         reductions = [reduction for _, reduction in ends]
         runner = self._opener(self._assemble(places, inputs, begins, reductions, fresh, read))
         self._types |= {name: _type(name, runner.types[name]) for name in fresh}
         return OnnxSegment(runner, inputs, begins, ends, carried, self._prefix)
+
+    def carried(self, level: int) -> list[str]:
+        """What later segments need of a batch at the end of this one, in the order in which it is kept."""
+        return sorted(self._carried(level))
 
     def _input(self, tap: Tap) -> str:
         return str(self._flow.nodes[tap.node].input[0])

@@ -40,7 +40,7 @@ class Page:
         provenance: Where it comes from.
         fold: What `inspect` would do or `fold` did, if that was run.
         comparison: The result of `verify`, if that was run.
-        recalibration: What a recalibration did, if one was run.
+        recalibration: What a recalibration did, if one was run, by itself or before the fold.
         bench: What was measured, if anything was.
     """
 

@@ -13,10 +13,10 @@ from bnfold.errors import MissingPackageError
 from bnfold.pages import pictures
 from bnfold.pages.page import Page
 from bnfold.report.model import Report
+from bnfold.sizes import data_size
 from bnfold.wording import (
     bench_notes,
     count,
-    data_size,
     each_way,
     kept_groups,
     local_line,

@@ -4,6 +4,8 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
 
     schema_version  1; a key that goes or changes its meaning raises it, a new key does not
     model           file name without its folder, or the graph's name
+    recalibration   null unless the model was recalibrated first, else the report of `bnfold recalibrate`
+                    (bnfold.report.recalibration_report), which has a schema_version of its own
     summary         {folded, reduced, kept}: how many decisions of each kind
     decisions       a list in topological order, of
         kind            "folded", "reduced" or "kept"
@@ -31,11 +33,10 @@ infinity: a figure that is not finite is the string "Infinity", "-Infinity" or "
 
 from __future__ import annotations
 
-import json
-import math
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from bnfold.decision import Decision, Folded, Kept, Reduced, Refusal, Subject
+from bnfold.report.figures import Json, figure, text
 
 if TYPE_CHECKING:
     from bnfold.comparison import TensorComparison
@@ -44,18 +45,17 @@ if TYPE_CHECKING:
     from bnfold.report.model import Report, ScaleSpread, Size
     from bnfold.verification import Verification
 
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | bool | None"
-
 SCHEMA_VERSION = 1
 
 
 def report_json(report: Report) -> str:
     """The report of `fold` or `inspect`, with a newline at the end."""
     kinds = {"folded": report.folded, "reduced": report.reduced, "kept": report.kept}
-    return _text(
+    return text(
         {
             "schema_version": SCHEMA_VERSION,
             "model": report.model,
+            "recalibration": None if report.recalibration is None else report.recalibration.to_tree(),
             "summary": {kind: len(found) for kind, found in kinds.items()},
             "decisions": [_decision(decision) for decision in report.decisions],
             "before": _size(report.before),
@@ -70,11 +70,7 @@ def report_json(report: Report) -> str:
 def verification_json(before: str, after: str, verification: Verification) -> str:
     """The result of `verify` for two files of these names, with a newline at the end."""
     files: dict[str, Json] = {"schema_version": SCHEMA_VERSION, "before": before, "after": after}
-    return _text(files | {"verification": _verification(verification)})
-
-
-def _text(tree: dict[str, Json]) -> str:
-    return json.dumps(tree, indent=2, allow_nan=False) + "\n"
+    return text(files | {"verification": _verification(verification)})
 
 
 def _decision(decision: Decision) -> Json:
@@ -126,7 +122,7 @@ def _size(size: Size) -> Json:
 
 def _spread(entry: ScaleSpread) -> Json:
     signs: dict[str, Json] = {"channels": entry.channels, "negative": entry.negative, "zero": entry.zero}
-    return {"name": entry.name} | signs | {"quantiles": [_figure(quantile) for quantile in entry.quantiles]}
+    return {"name": entry.name} | signs | {"quantiles": [figure(quantile) for quantile in entry.quantiles]}
 
 
 def _verification(verification: Verification) -> Json:
@@ -142,7 +138,7 @@ def _local(check: LocalCheck) -> Json:
     return {
         "batchnorms": list(check.batchnorms),
         "passed": check.passed,
-        "ratio": None if check.ratio is None else _figure(check.ratio),
+        "ratio": None if check.ratio is None else figure(check.ratio),
         "tensor": check.tensor,
         "note": check.note,
     }
@@ -169,16 +165,9 @@ def _comparison(entry: TensorComparison) -> Json:
         "dtype": entry.dtype,
         "passed": entry.passed,
         "compared": entry.compared,
-        "error": _figure(entry.error),
-        "scale": _figure(entry.scale),
-        "tolerance": _figure(entry.tolerance),
+        "error": figure(entry.error),
+        "scale": figure(entry.scale),
+        "tolerance": figure(entry.tolerance),
         "index": list(entry.index),
         "note": entry.note,
     }
-
-
-def _figure(number: float) -> Json:
-    """A finite number as it is, any other by name."""
-    if math.isfinite(number):
-        return float(number)
-    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"

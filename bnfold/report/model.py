@@ -8,6 +8,7 @@ import numpy as np
 
 from bnfold.affine import Float64Array
 from bnfold.decision import Decision, Folded, Kept, Reduced
+from bnfold.report.recalibration_report import RecalibrationReport
 from bnfold.verification import Verification
 
 
@@ -64,6 +65,7 @@ class Report:
         verification: The check; None for `inspect`, or where the caller asked for none.
         notes: What else was done, one sentence each: inputs dropped, weights cloned, constants uncovered.
         scales: How the scales of each BatchNorm with channels were spread before anything was folded.
+        recalibration: What was recalibrated before the fold; None where nothing was.
     """
 
     model: str
@@ -73,6 +75,7 @@ class Report:
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
     scales: tuple[ScaleSpread, ...] = ()
+    recalibration: RecalibrationReport | None = None
 
     @property
     def folded(self) -> tuple[Folded, ...]:

@@ -17,6 +17,9 @@ Version 1:
         dead            channels that kept their old statistics
         old, new        {mean, variance}: a list each, one number per channel
     left            a list in the order of the model, of {name, hindrance, clause, detail}
+    footprint       {batch, held, spilled, is_whole}: the largest number of bytes kept between two levels, as estimated
+                    from the first batch: of one batch, of all in memory, of all on disk (null, null where the number of
+                    batches was not known), and whether all sizes were known; null if there is no estimate
     notes           a list of sentences
 
 JSON has no infinity: a figure that is not finite is the string "Infinity", "-Infinity" or "NaN".
@@ -24,16 +27,15 @@ JSON has no infinity: a figure that is not finite is the string "Infinity", "-In
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from bnfold.report.figures import Json, figure, text
 
 if TYPE_CHECKING:
     from bnfold.drift import Left, Recalibrated, Statistics
+    from bnfold.footprint import Footprint
     from bnfold.recalibration import Settings
-
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | bool | None"
 
 SCHEMA_VERSION = 1
 
@@ -50,6 +52,7 @@ class RecalibrationReport:
         recalibrated: BatchNorms with new statistics, the one that drifted most first.
         left: BatchNorms that keep theirs, and why.
         notes: Whatever else the user should know.
+        footprint: What was kept between two levels, as far as it was known before; None where it was not.
     """
 
     model: str
@@ -59,11 +62,16 @@ class RecalibrationReport:
     recalibrated: tuple[Recalibrated, ...]
     left: tuple[Left, ...] = ()
     notes: tuple[str, ...] = ()
+    footprint: Footprint | None = None
 
     def to_json(self) -> str:
         """The report as JSON, with a newline at the end."""
+        return text(self.to_tree())
+
+    def to_tree(self) -> dict[str, Json]:
+        """The report as what JSON has: dicts, lists, text and finite numbers."""
         settings = self.settings
-        tree: dict[str, Json] = {
+        return {
             "schema_version": SCHEMA_VERSION,
             "model": self.model,
             "method": settings.method,
@@ -73,9 +81,9 @@ class RecalibrationReport:
             "batches": self.batches,
             "recalibrated": [_recalibrated(entry) for entry in self.recalibrated],
             "left": [_left(entry) for entry in self.left],
+            "footprint": None if self.footprint is None else asdict(self.footprint),
             "notes": list(self.notes),
         }
-        return json.dumps(tree, indent=2, allow_nan=False) + "\n"
 
 
 def by_drift(entries: list[Recalibrated]) -> tuple[Recalibrated, ...]:
@@ -90,9 +98,9 @@ def _recalibrated(entry: Recalibrated) -> Json:
         "calls": list(entry.calls),
         "channels": entry.channels,
         "samples": entry.samples,
-        "epsilon": _figure(entry.epsilon),
-        "drift": {"max": _figure(entry.largest_drift), "rms": _figure(entry.rms_drift)},
-        "variance_ratio": {"min": _figure(float(ratio.min())), "max": _figure(float(ratio.max()))},
+        "epsilon": figure(entry.epsilon),
+        "drift": {"max": figure(entry.largest_drift), "rms": figure(entry.rms_drift)},
+        "variance_ratio": {"min": figure(float(ratio.min())), "max": figure(float(ratio.max()))},
         "dead": list(entry.dead),
         "old": _statistics(entry.old),
         "new": _statistics(entry.new),
@@ -101,16 +109,9 @@ def _recalibrated(entry: Recalibrated) -> Json:
 
 def _statistics(statistics: Statistics) -> Json:
     mean, variance = statistics.mean.tolist(), statistics.variance.tolist()
-    return {"mean": [_figure(x) for x in mean], "variance": [_figure(x) for x in variance]}
+    return {"mean": [figure(x) for x in mean], "variance": [figure(x) for x in variance]}
 
 
 def _left(entry: Left) -> Json:
     hindrance = entry.hindrance
     return {"name": entry.name, "hindrance": hindrance.name, "clause": hindrance.value, "detail": entry.detail}
-
-
-def _figure(number: float) -> Json:
-    """A finite number as it is, any other by name."""
-    if math.isfinite(number):
-        return float(number)
-    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
