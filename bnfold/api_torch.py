@@ -84,7 +84,7 @@ def fold_module(  # noqa: PLR0913
 
 
 def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> _Planned:
-    _check_module(module)
+    check_module(module)
     if not isinstance(inputs, tuple):
         what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
         raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
@@ -93,12 +93,13 @@ def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[s
     return _Planned(captured, graph, plan(graph, wanted, merges=False))
 
 
-def _check_module(module: nn.Module) -> None:
+def check_module(module: nn.Module) -> None:
+    """Raise a ModelError if the module is TorchScript, in training mode, or has no parameters yet."""
     import torch  # noqa: PLC0415
 
     name = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
-        raise ModelError("it is TorchScript, whose code cannot change", where=name, remedy="fold the Python module")
+        raise ModelError("it is TorchScript, whose code cannot change", where=name, remedy="give the Python module")
     if module.training:
         raise ModelError("the module is in training mode", where=name, remedy="call .eval() on it first")
     for path, part in module.named_modules():

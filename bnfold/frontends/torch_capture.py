@@ -69,6 +69,17 @@ def capture(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
     return Captured(other.program, other.nodes, shapes, varied)
 
 
+def captured_once(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
+    """Export a copy of `module` with these inputs, no size of which is 1 if the module takes another.
+
+    Raises:
+        ModelError: torch.export cannot capture it.
+        MissingPackageError: torch is too old.
+    """
+    inputs = grown(module, inputs, only=1)
+    return _captured(_export(module, inputs), inputs)
+
+
 def limits(captured: Captured) -> tuple[str, ...]:
     """Sizes of inputs for which alone the capture holds, because the forward pass asks for them; one sentence each."""
     ranges = {str(symbol): (str(span.lower), str(span.upper)) for symbol, span in
