@@ -419,6 +419,8 @@ def test_a_module_needs_example_inputs_and_an_onnx_model_takes_none() -> None:
     module, (x,) = fresh("a chain")
     with pytest.raises(UsageError, match="needs example_inputs"):
         bnfold.recalibrate(module, [x])
+    with pytest.raises(UsageError, match="one place for their statistics"):
+        recalibrate(module, (x,), unshare="all")
     with pytest.raises(UsageError, match="for PyTorch modules"):
         bnfold.recalibrate("model.onnx", [x], example_inputs=(x,))
 
