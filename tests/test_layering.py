@@ -86,6 +86,8 @@ EXCEPTIONS = {
     "frontends.onnx_manifest": {"changes", "folding"},  # notes what a plan does
     "frontends.torch_fixed": {"carriers"},  # asks the rules what would change
     "frontends.torch_write": {"folding"},  # writes a plan
+    "frontends.torch_rewrite": {"bench", "changes", "folding", "leftover_forms"},  # as onnx_write
+    "frontends.torch_rewrite_nodes": {"leftover_forms"},
     "constantcheck": {
         "frontends.onnx_evaluate",  # what was computed
         "frontends.onnx_float64",  # as localcheck

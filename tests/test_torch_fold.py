@@ -248,14 +248,14 @@ def test_a_module_without_batchnorm_comes_back_as_it_is() -> None:
 
 def test_a_wrong_weight_fails_the_check_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     net = alive(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 4), nn.BatchNorm2d(4)))
-    right = torch_write._store
+    right = torch_write.store
 
     def wrong(tensor: Tensor, values: object) -> None:
         right(tensor, values)
         if tensor.shape == (4, 4, 3, 3):
             tensor.detach()[0, 0, 0, 0] += 1e-6
 
-    monkeypatch.setattr(torch_write, "_store", wrong)
+    monkeypatch.setattr(torch_write, "store", wrong)
     with pytest.raises(VerificationError, match=r"is 4$") as caught:
         bnfold.fold(net, example_inputs=(sample(),), inplace=True)
     assert caught.value.report is not None

@@ -59,6 +59,12 @@ def read_arithmetic(node: Node, context: Context) -> Reading | Barrier:  # noqa:
     return Reading(ConstantOperand(arithmetic, len(shape), dtype), (data,), constant)
 
 
+def constant_argument(node: Node, context: Context) -> str:
+    """Which argument of an operator that `read_arithmetic` read is its constant."""
+    found = arguments(node)
+    return next(name for name in ("self", "other") if _constant(found[name], context) is not None)
+
+
 def _constant(value: Any, context: Context) -> Float64Array | None:
     """A number, or a constant tensor of floating-point numbers."""
     number = scalar(value)

@@ -47,9 +47,9 @@ def write(target: nn.Module, graph: TorchGraph, plan: FoldPlan) -> None:
 
 def _write_linear(target: nn.Module, site: TorchLinear, params: LinearParams) -> None:
     weight = _named(target, site.weight)
-    _store(weight, site.layout.stored(params.weight))
+    store(weight, site.layout.stored(params.weight))
     if site.bias:
-        _store(_named(target, site.bias), params.bias)
+        store(_named(target, site.bias), params.bias)
     elif params.bias.any():
         if site.owner is None:
             raise InternalError("a fold of a module adds a bias that has no place in it", where=site.weight)
@@ -63,7 +63,7 @@ def _write_batchnorm(target: nn.Module, graph: TorchGraph, index: int, affine: C
     for name, values in zip(("weight", "bias"), view.stored(affine), strict=True):
         stored = getattr(part, name, None)
         if stored is not None:
-            _store(stored, values)
+            store(stored, values)
         else:
             _add(part, name, values, part.running_mean)
             part.affine = True  # type: ignore[assignment]
@@ -93,11 +93,11 @@ def _add(part: nn.Module, name: str, values: Float64Array, like: Any) -> None:
     import torch  # noqa: PLC0415
 
     tensor = torch.empty(values.shape, dtype=like.dtype, device=like.device)
-    _store(tensor, values)
+    store(tensor, values)
     part.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=like.requires_grad))
 
 
-def _store(tensor: Any, values: Float64Array) -> None:
+def store(tensor: Any, values: Float64Array) -> None:
     """`values`, each rounded once to the tensor's dtype; strides, device and identity stay."""
     import torch  # noqa: PLC0415
 
