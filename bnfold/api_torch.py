@@ -84,16 +84,20 @@ def fold_module(  # noqa: PLR0913
 
 
 def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> _Planned:
-    _check_module(module)
-    if not isinstance(inputs, tuple):
-        what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
-        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
+    check_module(module, inputs)
+    assert inputs is not None
     captured = capture(module, inputs)
     graph = TorchGraph(module, captured)
     return _Planned(captured, graph, plan(graph, wanted, merges=False))
 
 
-def _check_module(module: nn.Module) -> None:
+def check_module(module: nn.Module, inputs: tuple[Any, ...] | None) -> None:
+    """Whether it can be asked for its graph.
+
+    Raises:
+        UsageError: There are no example inputs.
+        ModelError: The module is in training mode, has no parameters yet, or is TorchScript.
+    """
     import torch  # noqa: PLC0415
 
     name = type(module).__name__
@@ -106,6 +110,9 @@ def _check_module(module: nn.Module) -> None:
         tensors = [*part._parameters.values(), *part._buffers.values()]
         if any(t is not None and lazy(t) for t in tensors):
             raise ModelError("a lazy module has no parameters yet", where=path, remedy="run the module once")
+    if not isinstance(inputs, tuple):
+        what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
+        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
 
 
 def _landmarks(planned: _Planned) -> dict[str, str]:

@@ -304,6 +304,8 @@ def test_a_module_needs_example_inputs_and_takes_no_onnx_options() -> None:
     with pytest.raises(UsageError, match="needs example_inputs"):
         bnfold.inspect(net)
     with pytest.raises(UsageError, match="and nothing else"):
+        bnfold.inspect(net, example_inputs=(sample(),), simplify=True)
+    with pytest.raises(UsageError, match="no place in a module tree; as_graph=True"):
         bnfold.inspect(net, example_inputs=(sample(),), merge=False)
 
 

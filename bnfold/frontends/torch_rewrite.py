@@ -12,7 +12,7 @@ import numpy as np
 
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.bench import Bench
-from bnfold.changes import Merge
+from bnfold.changes import Change, Merge
 from bnfold.folding import FoldPlan
 from bnfold.frontends.torch_aliases import unshare
 from bnfold.frontends.torch_context import base_name, path_of
@@ -24,6 +24,7 @@ from bnfold.frontends.torch_rewrite_nodes import add_parts, set_bounds, set_geom
 from bnfold.graph import Operator
 from bnfold.leftover_forms import Leftover, Part
 from bnfold.linear import LinearParams
+from bnfold.sources import Source
 from bnfold.views import BatchNorm, Clamp, ConstantOperand
 from bnfold.window_views import Pad
 
@@ -41,6 +42,13 @@ def rewrite(program: ExportedProgram, graph: TorchGraph, plan: FoldPlan, *, is_w
         plan: The plan.
         is_wide: Whether new numbers are stored in float64, not rounded.
     """
+    return rewritten(program, graph, plan, is_wide=is_wide)[0]
+
+
+def rewritten(
+    program: ExportedProgram, graph: TorchGraph, plan: FoldPlan, *, is_wide: bool = False
+) -> tuple[ExportedProgram, dict[str, str]]:
+    """As `rewrite`; and the values that have the same meaning in both programs, by name."""
     writer = _Writer(graph, plan.bench, ProgramEditor(program, is_wide=is_wide))
     writer.store(plan.leftovers)
     writer.take_out()
@@ -48,7 +56,11 @@ def rewrite(program: ExportedProgram, graph: TorchGraph, plan: FoldPlan, *, is_w
         writer.leave(leftover)
     writer.editor.erase(writer.dead)
     unshare(writer.editor.graph, {writer.editor.nodes[node] for node in graph.aliases.writers})
-    return writer.editor.finish()
+    changed = {value for change in plan.bench.folds for value in _changed(change)}
+    changed |= {value for left in plan.leftovers for value in _inner(left.source)}
+    result, left = writer.editor.finish(), set(writer.editor.graph.nodes)
+    values = writer.editor.values
+    return result, {old: new.name for old, new in values.items() if old not in changed and new in left}
 
 
 @dataclass(eq=False)
@@ -173,6 +185,19 @@ class _Writer:
         assert isinstance(view, Clamp)
         if not bounds.equals(self.graph.bounds(operator)):
             set_bounds(self.editor, self._first(index), bounds, view.dtype, self._stem(index, ""))
+
+
+def _changed(change: Change) -> set[str]:
+    """The values that are something else than before, or nothing."""
+    if isinstance(change, Merge):
+        return {*change.values, *(value for op in change.gone for value in op.outputs if value)}
+    last = {change.source.output} if change.direction == "push" and not change.is_drop else set()
+    return {*change.values, *_inner(change.source), *last}
+
+
+def _inner(source: Source) -> set[str]:
+    """What is between the operators of a source."""
+    return {value for operator in source.operators[:-1] for value in operator.outputs if value}
 
 
 def _output(operator: Operator) -> str:
