@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 
+#: What the names of the constants of operators begin with that a fold left of a BatchNorm. They must not be taken for a
+#: BatchNorm in disguise when the result is folded again, without the statistics to judge it by.
+LEFT = "bnfold_left_"
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """The surroundings of the nodes of a graph.

@@ -11,6 +11,7 @@ from bnfold.frontends.torch_aliases import Aliases, find_aliases
 from bnfold.frontends.torch_capture import Captured
 from bnfold.frontends.torch_constants import TorchConstants, inputs_of
 from bnfold.frontends.torch_context import (
+    LEFT,
     Context,
     barrier,
     base_name,
@@ -115,7 +116,7 @@ class TorchGraph:
         if node in self._pairs or base_name(node) == "aten.batch_norm":
             self._read_batchnorm(node)
             return
-        what = self._must_stay(node) or read(node, self.context)
+        what = self._must_stay(node) or self._left(node) or read(node, self.context)
         variables = tuple(v for v in inputs_of(node) if v not in self.context.constants and _holds_numbers(v))
         inputs = () if isinstance(what, Barrier) else (what.data,) if isinstance(what, ReadLinear) else what.inputs
         if isinstance(what, Barrier) or sorted(inputs, key=id) != sorted(variables, key=id) or not _is_whole(node):
@@ -160,6 +161,13 @@ class TorchGraph:
             return barrier(node, Reason.VALUE_HAS_OTHER_READERS, detail) if unstable else None
         why = self.context.modules.seen_by_others(path_of(node)) if path_of(node) else ""
         return Barrier(Refusal(Reason.MODULE_CANNOT_HOLD_IT, name_of(node), why)) if why else None
+
+    def _left(self, node: Node) -> Barrier | None:
+        """What an earlier fold left of a BatchNorm."""
+        names = [name for value in inputs_of(node) if (name := self.context.constants.name(value)) is not None]
+        if not any(LEFT in name for name in names):
+            return None
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "an earlier fold left it of a BatchNorm")
 
     def _append(
         self, node: Node, view: Any, inputs: tuple[Node, ...], last: Node | None = None, kind: str = ""

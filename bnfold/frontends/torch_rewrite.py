@@ -15,7 +15,7 @@ from bnfold.bench import Bench
 from bnfold.changes import Change, Merge
 from bnfold.folding import FoldPlan
 from bnfold.frontends.torch_aliases import unshare
-from bnfold.frontends.torch_context import base_name, path_of
+from bnfold.frontends.torch_context import LEFT, base_name, path_of
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_program import Numbers, ProgramEditor
 from bnfold.frontends.torch_read_linear import PLACES
@@ -82,7 +82,8 @@ class _Writer:
             operator = self.graph.operators[index]
             assert operator.input_shapes[0] is not None
             shift = left.arrays(len(operator.input_shapes[0]))[1]
-            self._replace(operator, (Part("Add", (shift.reshape(shift.shape[left.axes[0] :]),)),))
+            part = Part("Add", (shift.reshape(shift.shape[left.axes[0] :]),))
+            self._replace(operator, (part,), self._stem(index, ""))
         for index in sorted(set(bench.constants) - gone):
             self._set_constant(index, bench.constants[index])
         for index in sorted(set(bench.affines) - gone - set(bench.reduced)):
@@ -94,7 +95,7 @@ class _Writer:
         """The leftover takes the BatchNorm's place, and the rest of its source is in it."""
         for place, operator in enumerate(leftover.source.operators):
             if place == leftover.place:
-                self._replace(operator, leftover.parts)
+                self._replace(operator, leftover.parts, self._stem(operator.index, LEFT))
             else:
                 self._bypass(operator, 0)
 
@@ -125,12 +126,11 @@ class _Writer:
         path = path_of(node)
         return f"{path}.{name}" if path else f"{node.name}_{name}"
 
-    def _replace(self, operator: Operator, parts: tuple[Part, ...]) -> None:
+    def _replace(self, operator: Operator, parts: tuple[Part, ...], stem: str) -> None:
         """Put `parts` in the place of a BatchNorm."""
         last, data = self._last(operator.index), self.editor.values[operator.inputs[0]]
         assert operator.dtype is not None
-        like = Numbers(np.zeros(()), operator.dtype, self._stem(operator.index, ""))
-        new = add_parts(self.editor, parts, (data, last), like)
+        new = add_parts(self.editor, parts, (data, last), Numbers(np.zeros(()), operator.dtype, stem))
         self.editor.hand_over(last, new)
         self.editor.values[_output(operator)] = new
 
