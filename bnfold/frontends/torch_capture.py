@@ -130,7 +130,13 @@ def captured_program(program: ExportedProgram, inputs: tuple[Any, ...]) -> Captu
 def _shape(node: Node) -> Shape | None:
     value = node.meta.get("val")
     sizes = getattr(value, "shape", None)
-    return None if sizes is None else tuple(size if isinstance(size, int) else str(size) for size in sizes)
+    return None if sizes is None else tuple(_size(size) for size in sizes)
+
+
+def _size(size: Any) -> Dim:
+    """A number, also where torch holds it to be a symbol that has that value alone."""
+    text = str(size)
+    return int(text) if text.isdigit() else text
 
 
 def _agreed(old: Shape | None, new: Shape) -> Shape:

@@ -17,7 +17,8 @@ from bnfold.folding import FoldPlan
 from bnfold.frontends.torch_aliases import unshare
 from bnfold.frontends.torch_context import LEFT, base_name, path_of
 from bnfold.frontends.torch_graph import TorchGraph
-from bnfold.frontends.torch_program import Numbers, ProgramEditor
+from bnfold.frontends.torch_program import ProgramEditor
+from bnfold.frontends.torch_program_constants import Numbers
 from bnfold.frontends.torch_read_linear import PLACES
 from bnfold.frontends.torch_read_pointwise import constant_argument
 from bnfold.frontends.torch_rewrite_nodes import add_parts, set_bounds, set_geometry, set_operand
@@ -177,7 +178,7 @@ class _Writer:
                 place = constant_argument(old, self.graph.context)
                 set_operand(self.editor, node, place, Numbers(values, dtype, self._stem(index, "constant")))
             case Pad(dtype=dtype):
-                self.editor.set_argument(node, "value", self.editor.number(values, dtype))
+                self.editor.set_argument(node, "value", self.editor.constants.number(values, dtype))
 
     def _set_clamp(self, index: int) -> None:
         operator = self.graph.operators[index]

@@ -8,7 +8,8 @@ import numpy as np
 
 from bnfold.affine import Float64Array
 from bnfold.embedding import Geometry
-from bnfold.frontends.torch_program import Numbers, ProgramEditor
+from bnfold.frontends.torch_program import ProgramEditor
+from bnfold.frontends.torch_program_constants import Numbers
 from bnfold.graph import Bounds
 from bnfold.leftover_forms import Part
 
@@ -33,7 +34,9 @@ def add_parts(editor: ProgramEditor, parts: tuple[Part, ...], place: tuple[Node,
     node = behind
     for part in parts:
         called = zip(_PARTS[part.kind][1], part.constants, strict=False)
-        constants = [editor.constant(Numbers(values, like.dtype, like.stem + name), behind) for name, values in called]
+        constants = [
+            editor.constants.new(Numbers(values, like.dtype, like.stem + name), behind) for name, values in called
+        ]
         data = node = editor.insert(_operator(part), (data, *_arguments(part, constants)), node, behind)
     return data
 
@@ -66,9 +69,9 @@ def set_operand(editor: ProgramEditor, node: Node, name: str, numbers: Numbers) 
     node.target = packet.Scalar if is_number and is_scalar and _is_reversed(packet) else packet.Tensor
     node.args, node.kwargs = (others["self"], others["other"]), {}
     if is_number and is_scalar:
-        editor.set_argument(node, name, editor.number(numbers.values, numbers.dtype))
+        editor.set_argument(node, name, editor.constants.number(numbers.values, numbers.dtype))
     elif is_number:
-        editor.set_argument(node, name, editor.constant(numbers, node))
+        editor.set_argument(node, name, editor.constants.new(numbers, node))
     else:
         editor.set_constant(node, name, numbers)
 
@@ -86,12 +89,12 @@ def set_bounds(editor: ProgramEditor, node: Node, bounds: Bounds, dtype: np.dtyp
     sides = [side if np.isfinite(side).any() else None for side in (bounds.low, bounds.high)]
     if bounds.varies:
         node.target = torch.ops.aten.clamp.Tensor
-        new = [None if side is None else editor.constant(Numbers(_trimmed(side), dtype, stem + name), node)
+        new = [None if side is None else editor.constants.new(Numbers(_trimmed(side), dtype, stem + name), node)
                for side, name in zip(sides, ("low", "high"), strict=True)]  # fmt: skip
         node.args, node.kwargs = (data, *new), {}
     else:
         node.target = torch.ops.aten.clamp.default
-        node.args = (data, *(None if side is None else editor.number(side, dtype) for side in sides))
+        node.args = (data, *(None if side is None else editor.constants.number(side, dtype) for side in sides))
         node.kwargs = {}
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def widened(program: ExportedProgram) -> ExportedProgram:
     """A copy of `program` in float64, in which nothing asks for the types of values any more."""
     editor = ProgramEditor(program)
-    editor.convert(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    editor.constants.convert(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     for node in list(editor.graph.nodes):
         if "_assert_tensor_metadata" in str(node.target):
             editor.graph.erase_node(node)
