@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from test_torch_agreement import RepVgg
+from test_torch_graph_mode import frozen
 from test_torch_guards import Net, conv
 from torch import Tensor, nn
 from torch.nn import functional
@@ -363,6 +364,12 @@ def test_a_type_that_the_code_names_is_none_in_float64() -> None:
     net = alive(Net(lambda s, x: s.last(s.bn(s.conv(x))), conv=conv(), bn=nn.BatchNorm2d(4), last=conv(4, 4))).float()
     net.code = forward
     assert names(fold_graph(net).decisions, Folded) == ["bn"]
+
+
+def test_a_weight_that_is_computed_in_float32_is_the_one_that_is_folded() -> None:
+    net = alive(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.Sigmoid(), frozen(4), nn.Conv2d(4, 4, 1))).float()
+    net[0] = nn.utils.parametrizations.weight_norm(net[0]).eval()
+    assert names(fold_graph(net).decisions, Folded) == ["1", "3"]
 
 
 def test_memory_format_and_gradients_stay() -> None:

@@ -72,7 +72,7 @@ class ProgramConstants:
         return [self._specs[node] for node in self._graph.nodes if node.op == "placeholder"]
 
     def put(self, given: Any, numbers: Numbers, reader: Node, like: Node | None) -> Node:
-        """A constant of `numbers` in the place of `given`, what `reader` reads now, of the kind of that or of `like`."""
+        """A constant of `numbers` in the place of `given`, that `reader` reads, of the kind of that or of `like`."""
         old: Node | None = given if given in self._specs else None
         model = old or self._source(like or given)
         tensor = self._tensor(numbers, reader, None if model is None else self.tensors[self._target(model)])

@@ -80,9 +80,14 @@ def frozen_pairs(nodes: tuple[Node, ...], context: Context) -> dict[Node, Node]:
     """The product and the sum of each FrozenBatchNorm2d, which must be all that its module computes."""
     inside: dict[str, list[Node]] = {}
     for node in nodes:
-        if node.op == "call_function" and node not in context.constants and class_of(node) == ".".join(_FROZEN):
+        if node.op == "call_function" and node not in context.constants and is_in_frozen(node):
             inside.setdefault(path_of(node), []).append(node)
     return {pair[0]: pair[1] for pair in inside.values() if _is_affine_pair(pair, context)}
+
+
+def is_in_frozen(node: Node) -> bool:
+    """Whether the node is of a FrozenBatchNorm2d."""
+    return class_of(node) == ".".join(_FROZEN)
 
 
 def _is_affine_pair(pair: list[Node], context: Context) -> bool:
