@@ -332,7 +332,7 @@ def test_what_a_module_remembers_of_its_runs_is_not_touched() -> None:
 def test_the_remedy_for_what_a_module_cannot_hold_is_told() -> None:
     net = alive(Net(lambda s, x: s.bn(s.conv(x)) + s.conv(x), conv=conv(), bn=nn.BatchNorm2d(4)))
     (kept,) = fold(net).report.kept
-    assert kept.remedy == "export the module to ONNX and fold that"
+    assert kept.remedy == "fold the module with as_graph=True, which makes a graph of it"
 
 
 def test_a_forward_pass_that_asks_for_sizes_says_for_which_it_was_captured() -> None:
