@@ -11,6 +11,7 @@ import torch
 from test_torch_agreement import RepVgg, onnx_names, rows
 from test_torch_guards import Net, conv
 from torch import Tensor, nn
+from torch.nn import functional
 from torch_graph_mode import fold_graph
 from torch_models import alive, sample
 from zoo.exporting import export_torchscript
@@ -75,7 +76,7 @@ def constant(s: Net, x: Tensor) -> Tensor:
 
 
 def subtracted(s: Net, x: Tensor) -> Tensor:
-    return s.last((s.bn(s.a(x)) - s.other(s.b(x))).relu6())
+    return s.last(functional.relu6(s.bn(s.a(x)) - s.other(s.b(x))))
 
 
 def clamped(s: Net, x: Tensor) -> Tensor:

@@ -18,7 +18,10 @@ from torch_models import alive, names, reasons, sample
 import bnfold
 from bnfold.decision import Folded, Reason, Reduced
 from bnfold.errors import UsageError, VerificationError
+from bnfold.folding import plan
 from bnfold.frontends import torch_program_constants
+from bnfold.frontends.torch_capture import capture_graph, captured_program
+from bnfold.frontends.torch_graph import TorchGraph
 
 #: torch's own specifications of inputs and outputs warn when they are copied.
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
@@ -148,6 +151,18 @@ def test_convolutions_in_a_row_become_one(first: nn.Module, second: nn.Module, e
     result = fold_graph(alive(nn.Sequential(first, second, nn.BatchNorm2d(4))))
     assert operators(result) == expected
     assert_settled(result)
+
+
+def test_an_operator_whose_size_is_asked_for_keeps_its_place() -> None:
+    net = alive(Net(lambda s, x: functional.interpolate(s.b(s.a(x)), x.shape[2:]), a=nn.Conv2d(3, 5, 1), b=conv(5, 4)))
+    captured = capture_graph(net, (sample(),), static_shapes=False)
+    assert len(plan(TorchGraph(None, captured)).merges) == 1
+    first = next(node for node in captured.nodes if "conv2d" in node.name)
+    for size in [node for node in captured.nodes if "sym_size" in node.name]:
+        size.args = (first, *size.args[1:])
+        first.append(size)
+    captured = captured_program(captured.program, captured.inputs)
+    assert not plan(TorchGraph(None, captured)).merges
 
 
 def test_layers_in_a_row_become_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bnfold.affine import Float64Array
@@ -125,7 +126,9 @@ class TorchGraph:
             self._append(node, other, variables)
         elif isinstance(what, ReadLinear):
             self.linears[len(self.operators)] = what.site
-            self._append(node, what.view, (what.data,))
+            asked = any(base_name(user).startswith("aten.sym_") for user in node.users)
+            # A size that is asked for must stay, so that nothing else may take this operator's place.
+            self._append(node, replace(what.view, geometry=None) if asked else what.view, (what.data,))
         else:
             self._append_reading(node, what)
 

@@ -96,7 +96,7 @@ def _proxy(tree: ast.expr, names: dict[str, Any]) -> Any:  # noqa: PLR0911
             return reduce(_ARITHMETIC[type(op)], [_proxy(value, names) for value in values])
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _ARITHMETIC:
             return _ARITHMETIC[type(op)](_proxy(left, names), _proxy(right, names))
-        case ast.Compare(left=left, ops=[op, *ops], comparators=[right, *rest]):
-            first, others = ast.Compare(left, [op], [right]), ast.Compare(right, ops, rest)
+        case ast.Compare(left=left, ops=[op, following, *ops], comparators=[right, *rest]):
+            first, others = ast.Compare(left, [op], [right]), ast.Compare(right, [following, *ops], rest)
             return operator.and_(_proxy(first, names), _proxy(others, names))
     raise ValueError(ast.unparse(tree))
