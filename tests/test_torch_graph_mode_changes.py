@@ -378,7 +378,7 @@ def test_a_type_that_the_code_names_is_none_in_float64() -> None:
 
     net = alive(Net(lambda s, x: s.last(s.bn(s.conv(x))), conv=conv(), bn=nn.BatchNorm2d(4), last=conv(4, 4))).float()
     net.code = forward
-    assert names(fold_graph(net).decisions, Folded) == ["bn"]
+    assert names(fold_graph(net).decisions, Folded) == ["bn", "mul"]
 
 
 def test_a_weight_that_is_computed_in_float32_is_the_one_that_is_folded() -> None:
