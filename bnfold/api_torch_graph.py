@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.api_torch import check_module
 from bnfold.checking import demand
+from bnfold.errors import VerificationError
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.torch_capture import Captured, capture_graph, captured_program, fixed_sizes, limits
 from bnfold.frontends.torch_graph import TorchGraph
@@ -156,7 +157,12 @@ def _check_capture(module: nn.Module, captured: Captured, proof: Proof, name: st
     graph, wide = as_module(captured.program), as_module(widened(captured.program))
     check = torch_check((graph, module, wide), captured.inputs, {}, reference=wide, seed=proof.seed)
     report = Report(name, (), Size(0, 0, 0), verification=Verification((), (check,)))
-    demand(report, "graph of the module", _REMEDY)
+    if check.failed:
+        what = f"torch.export captures something else than it computes: {check.first_divergence} differs"
+        failure = VerificationError(what, where=name, remedy="fold it without as_graph")
+        failure.report = report
+        raise failure
+    demand(report, "module", _REMEDY)
 
 
 def _check(planned: _Planned, folded: ExportedProgram, proof: Proof) -> Verification:
