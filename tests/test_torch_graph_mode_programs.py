@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch_models import alive, sample
 
 from bnfold.api_torch_graph import GraphSettings, Proof, fold_program
+from bnfold.decision import Reason
 from bnfold.errors import VerificationError
 from bnfold.frontends import torch_guards, torch_program_constants
 from bnfold.frontends.torch_graph_module import as_module
@@ -64,6 +65,29 @@ def test_a_folded_program_can_be_saved_and_loaded() -> None:
     again, report = fold_program(loaded, (sample(),), GraphSettings(), Proof())
     assert not report.decisions
     assert_close(net, again.module(), sample(3, 3, 12, 10))
+
+
+def test_a_program_of_core_operators_is_folded() -> None:
+    norms = nn.BatchNorm2d(4), nn.Sigmoid(), nn.BatchNorm2d(4), nn.AvgPool2d(2), nn.BatchNorm2d(4)
+    net = alive(nn.Sequential(conv(), *norms, nn.Tanh()))
+    program = exported(net, sample(2, 3, 8, 8)).run_decompositions()
+    folded, report = fold_program(program, (sample(2, 3, 8, 8),), GraphSettings(), Proof())
+    kinds = [str(node.target) for node in folded.graph.nodes if node.op == "call_function"]
+    assert len(report.folded) == 2
+    assert sum("batch_norm" in kind for kind in kinds) == 1
+    assert_close(net, folded.module(), sample(3, 3, 8, 8))
+
+
+def test_a_batchnorm_whose_statistics_are_read_stays() -> None:
+    norm = torch.ops.aten._native_batch_norm_legit_no_training.default
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        out, mean, _ = norm(s.conv(x), s.bn.weight, s.bn.bias, s.bn.running_mean, s.bn.running_var, 0.1, 1e-5)
+        return out * 2 + mean.sum()
+
+    program = exported(alive(Net(forward, conv=conv(), bn=nn.BatchNorm2d(4))), sample())
+    _, report = fold_program(program, (sample(),), GraphSettings(), Proof())
+    assert [kept.refusals[0].reason for kept in report.kept] == [Reason.VALUE_HAS_OTHER_READERS]
 
 
 def test_a_wrong_number_in_a_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

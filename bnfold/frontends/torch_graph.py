@@ -25,7 +25,13 @@ from bnfold.frontends.torch_context import (
 )
 from bnfold.frontends.torch_fixed import fixed
 from bnfold.frontends.torch_modules import Modules
-from bnfold.frontends.torch_read_batchnorm import TorchBatchNorm, frozen_pairs, read_batchnorm, read_frozen
+from bnfold.frontends.torch_read_batchnorm import (
+    BATCHNORMS,
+    TorchBatchNorm,
+    frozen_pairs,
+    read_batchnorm,
+    read_frozen,
+)
 from bnfold.frontends.torch_read_linear import ReadLinear, TorchLinear
 from bnfold.frontends.torch_readers import ASKS_FOR_SHAPE, read
 from bnfold.frontends.torch_reading import Reading
@@ -103,7 +109,7 @@ class TorchGraph:
         return self._bounds[operator.index]
 
     def _find_aliases(self, nodes: tuple[Node, ...]) -> Aliases:
-        norms = [node for node in nodes if base_name(node) == "aten.batch_norm"]
+        norms = [node for node in nodes if base_name(node) in BATCHNORMS]
         return find_aliases(nodes, [*norms, *self._pairs, *self._pairs.values()])
 
     def _read_all(self, nodes: tuple[Node, ...]) -> None:
@@ -114,7 +120,7 @@ class TorchGraph:
                 self._read(node)
 
     def _read(self, node: Node) -> None:
-        if node in self._pairs or base_name(node) == "aten.batch_norm":
+        if node in self._pairs or base_name(node) in BATCHNORMS:
             self._read_batchnorm(node)
             return
         what = self._must_stay(node) or self._left(node) or read(node, self.context)
@@ -145,6 +151,11 @@ class TorchGraph:
     def _read_batchnorm(self, node: Node) -> None:
         what, place = (read_frozen if node in self._pairs else read_batchnorm)(node, self.context)
         last = self._pairs.get(node, node)
+        parts = _outputs(last)
+        if isinstance(what, BatchNorm) and (parts[0] is None or any(part is not None for part in parts[1:])):
+            detail = "the statistics that it hands on are read"
+            what = Barrier(Refusal(Reason.VALUE_HAS_OTHER_READERS, name_of(node), detail), True, what.affine.channels)
+        last = last if parts[0] is None else parts[0]
         is_fixed = self.context.modules is not None
         if isinstance(what, BatchNorm) and is_fixed and {node, last} & self.aliases.copies:
             detail = "its output is written in place, and what it is a copy of is read as well"
@@ -239,6 +250,6 @@ def _in_bodies(nodes: tuple[Node, ...]) -> Iterator[Kept]:
             continue
         body: Any = getattr(node.graph.owning_module, str(node.target), None)
         for inner in getattr(getattr(body, "graph", None), "nodes", ()):
-            if base_name(inner) == "aten.batch_norm":
+            if base_name(inner) in BATCHNORMS:
                 subject = Subject(path_of(inner) or inner.name, "batch_norm", 0, True)
                 yield Kept(subject, (Refusal(Reason.OPERATOR_HOLDS_BODIES, node.name),))

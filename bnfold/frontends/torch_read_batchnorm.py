@@ -38,6 +38,9 @@ _RESTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("torchvision.ops.misc", "FrozenBatchNorm2d"): (),
 }
 
+#: What computes a BatchNorm, and in a program that torch.export broke down into its core operators.
+BATCHNORMS = ("aten.batch_norm", "aten._native_batch_norm_legit_no_training")
+
 _FROZEN = ("torchvision.ops.misc", "FrozenBatchNorm2d")
 
 
@@ -64,7 +67,7 @@ def read_batchnorm(node: Node, context: Context) -> tuple[BatchNorm | Barrier, T
     known = [v for v in values if isinstance(v, FxNode) and v in context.constants]
     channels = int(context.constants.tensor(known[0]).numel()) if known else 0
     refusal = None
-    if found["training"] or values[2] is None or values[3] is None:
+    if found.get("training", False) or values[2] is None or values[3] is None:
         refusal = Refusal(Reason.NORMALISES_BY_BATCH_STATISTICS, name_of(node))
     elif len(known) < sum(v is not None for v in values):
         refusal = Refusal(Reason.PARAMETERS_NOT_CONSTANT, name_of(node))

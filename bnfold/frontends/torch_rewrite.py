@@ -19,6 +19,7 @@ from bnfold.frontends.torch_context import LEFT, base_name, path_of
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_program import ProgramEditor
 from bnfold.frontends.torch_program_constants import Numbers
+from bnfold.frontends.torch_read_batchnorm import BATCHNORMS
 from bnfold.frontends.torch_read_linear import PLACES
 from bnfold.frontends.torch_read_pointwise import constant_argument
 from bnfold.frontends.torch_rewrite_nodes import add_parts, set_bounds, set_geometry, set_operand
@@ -162,7 +163,7 @@ class _Writer:
         view = self.graph.operators[index].view
         assert isinstance(view, BatchNorm)
         node, last = self._first(index), self._last(index)
-        if node is not last:
+        if base_name(node) not in BATCHNORMS:
             column = (affine.channels, *(1,) * (len(self.graph.operators[index].input_shapes[0] or ()) - 2))
             for place, values, name in ((node, affine.scale, "scale"), (last, affine.shift, "shift")):
                 numbers = Numbers(values.reshape(column), view.dtype, self._stem(index, name))
