@@ -21,7 +21,7 @@ from bnfold.errors import UsageError
 from bnfold.frontends.onnx_files import load, save
 from bnfold.frontends.onnx_fold import Settings, plan_model
 from bnfold.frontends.onnx_readers import Reader
-from bnfold.frontends.onnx_simplify import simplified
+from bnfold.frontends.onnx_simplify import prepared
 from bnfold.history import History, Wish
 from bnfold.leftover_forms import Form
 from bnfold.manifest import Manifest
@@ -114,7 +114,7 @@ def inspect(  # noqa: PLR0913
         return inspect_torch(model, example_inputs, selection(only, keep), graph)
     refuse_onnx(example_inputs is not None, as_graph, static_shapes)
     given, name = _opened(cast("ModelLike", model))
-    original, notes = _prepared(given, simplify, keep_overridable)
+    original, notes = prepared(given, simplify, keep_overridable)
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
     notes += plan_notes(planned)
@@ -251,7 +251,7 @@ def fold(  # noqa: PLR0913
         raise UsageError("data is for the check, which is left out", where=name, remedy="leave out one of the two")
     source = source_of(data, given)
     given, recalibration = calibrated(given, name, calibrate, only, keep, progress)
-    original, notes = _prepared(given, simplify, keep_overridable)
+    original, notes = prepared(given, simplify, keep_overridable)
     folded = original.clone()
     history = History(manifest, original, folded, simplified=simplify)
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
@@ -297,11 +297,3 @@ def _opened(model: ModelLike) -> tuple[ir.Model, str]:
     if isinstance(model, ir.Model):
         return model, model.graph.name or "model"
     return load(model), Path(model).name
-
-
-def _prepared(given: ir.Model, simplify: bool, keep_overridable: bool) -> tuple[ir.Model, tuple[str, ...]]:
-    """The model to fold, and what was done to it; end to end it is still compared with the one that was given."""
-    if not simplify:
-        return given, ()
-    simpler = simplified(given, keep_overridable=keep_overridable)
-    return simpler, (f"onnxsim left {len(simpler.graph)} of {len(given.graph)} nodes",)
