@@ -63,8 +63,8 @@ TABLE = {
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch api_torch_graph benchmarking calibrating checking history model_size notes recalibrating "
-        "reproduction selecting torch_culprit torch_dispatch torch_result unfolding",
+        "__init__ api api_torch api_torch_graph benchmarking calibrating checking history model_size notes "
+        "recalibrating reproduction selecting torch_culprit torch_dispatch torch_result unfolding",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),
