@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 import onnx_ir as ir
 
@@ -20,18 +20,18 @@ from bnfold.data_sources import DataLike
 from bnfold.decision import Decision
 from bnfold.errors import UsageError
 from bnfold.frontends.onnx_files import load, save
-from bnfold.frontends.onnx_fold import ModelPlan, Settings, plan_model
+from bnfold.frontends.onnx_fold import Settings, plan_model
 from bnfold.frontends.onnx_readers import Reader
-from bnfold.frontends.onnx_simplify import simplified
+from bnfold.frontends.onnx_simplify import prepared
 from bnfold.history import History, Wish
 from bnfold.leftover_forms import Form
 from bnfold.manifest import Manifest
 from bnfold.model_size import scales_of, size_of
+from bnfold.notes import plan_notes
 from bnfold.report.model import Report
-from bnfold.requantising import rounded_biases
 from bnfold.runtime import require
-from bnfold.selecting import selection
-from bnfold.torch_dispatch import fold_torch, inspect_torch, is_module
+from bnfold.selecting import as_form, selection
+from bnfold.torch_dispatch import fold_torch, inspect_torch, is_module, refuse_onnx, refuse_torch
 from bnfold.torch_result import TorchFoldResult
 from bnfold.verification import Verification
 
@@ -69,6 +69,8 @@ def inspect(  # noqa: PLR0913
     model: ModelLike | nn.Module,
     *,
     example_inputs: tuple[Any, ...] | None = None,
+    as_graph: bool = False,
+    static_shapes: bool = False,
     only: str | None = None,
     keep: str | None = None,
     keep_overridable: bool = False,
@@ -83,7 +85,9 @@ def inspect(  # noqa: PLR0913
     Args:
         model: A model, the path of an ONNX file, or a PyTorch module in eval mode.
         example_inputs: What the forward pass of a PyTorch module takes. Such a module takes `only` and `keep` besides,
-            and nothing else.
+            with `as_graph` also `static_shapes`, `reduce`, `merge` and `leftover`, and nothing else.
+        as_graph: Whether a PyTorch module becomes a GraphModule, where every fold has a place, and not its own class.
+        static_shapes: Whether that graph may hold for the sizes of the example only, and refuse others.
         only: A regular expression; BatchNorms in whose name it is not found are kept.
         keep: A regular expression; BatchNorms in whose name it is found are kept.
         keep_overridable: Leave initializers alone that are also graph inputs, which a caller may override.
@@ -103,15 +107,17 @@ def inspect(  # noqa: PLR0913
         ModelError: The file is not an ONNX model that can be read, or torch.export cannot capture the module.
         MissingPackageError: onnxsim is wanted and not installed.
     """
+    form = as_form(leftover)
     if is_module(model):
-        given_too = (keep_overridable, reduce, not merge, leftover != "keep", simplify, readers)
-        return inspect_torch(model, example_inputs, selection(only, keep), given_too)
-    form = _form(leftover)
+        refuse_torch((keep_overridable, simplify, readers))
+        graph = (as_graph, static_shapes, reduce, merge, form)
+        return inspect_torch(model, example_inputs, selection(only, keep), graph)
+    refuse_onnx(example_inputs is not None, as_graph, static_shapes)
     given, name = _opened(cast("ModelLike", model))
-    original, notes = _prepared(given, simplify, keep_overridable)
+    original, notes = prepared(given, simplify, keep_overridable)
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
-    notes += _merges(planned) + _roundings(planned)
+    notes += plan_notes(planned)
     return Report(name, planned.decisions, size_of(original), notes=notes, scales=scales_of(planned))
 
 
@@ -120,9 +126,28 @@ def fold(
     model: nn.Module,
     *,
     example_inputs: tuple[Any, ...],
+    as_graph: Literal[False] = ...,
     inplace: bool = ...,
     only: str | None = ...,
     keep: str | None = ...,
+    verify: bool = ...,
+    seed: int = ...,
+    progress: Progress | None = ...,
+) -> TorchFoldResult: ...
+
+
+@overload
+def fold(
+    model: nn.Module,
+    *,
+    example_inputs: tuple[Any, ...],
+    as_graph: Literal[True],
+    static_shapes: bool = ...,
+    only: str | None = ...,
+    keep: str | None = ...,
+    reduce: bool = ...,
+    merge: bool = ...,
+    leftover: Form = ...,
     verify: bool = ...,
     seed: int = ...,
     progress: Progress | None = ...,
@@ -156,6 +181,8 @@ def fold(  # noqa: PLR0913
     model: ModelLike | nn.Module,
     *,
     example_inputs: tuple[Any, ...] | None = None,
+    as_graph: bool = False,
+    static_shapes: bool = False,
     inplace: bool = False,
     calibrate: Calibration | Data | None = None,
     only: str | None = None,
@@ -179,7 +206,10 @@ def fold(  # noqa: PLR0913
     Args:
         model: A model, which stays as it is, the path of an ONNX file, or a PyTorch module in eval mode.
         example_inputs: What the forward pass of a PyTorch module takes. Such a module takes `inplace`, `only`, `keep`,
-            `verify`, `seed` and `progress` besides, and nothing else.
+            `verify`, `seed` and `progress` besides, with `as_graph` also `static_shapes`, `reduce`, `merge` and
+            `leftover` though not `inplace`, and nothing else.
+        as_graph: As `inspect`.
+        static_shapes: As `inspect`.
         inplace: Whether the PyTorch module itself is changed, and not a copy of it.
         calibrate: Data to recalibrate on first, as `recalibrate` takes it, or a `Calibration`, which also says how; the
             result is then compared with the recalibrated model.
@@ -206,12 +236,14 @@ def fold(  # noqa: PLR0913
         VerificationError: The folded model is not equivalent; its `report` says where.
         MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
     """
+    form = as_form(leftover)
     if is_module(model):
-        given_too = (keep_overridable, reduce, not merge, leftover != "keep", simplify, readers, manifest, shapes,
-                     tuple(providers) != ("cpu",), data is not None, calibrate is not None)  # fmt: skip
-        return fold_torch(model, example_inputs, selection(only, keep), given_too, inplace=inplace, verify=verify,
+        refuse_torch((keep_overridable, simplify, readers, manifest, shapes, tuple(providers) != ("cpu",),
+                      data is not None, calibrate is not None))  # fmt: skip
+        graph = (as_graph, static_shapes, reduce, merge, form)
+        return fold_torch(model, example_inputs, selection(only, keep), graph, inplace=inplace, verify=verify,
                           seed=seed, progress=progress)  # fmt: skip
-    form = _form(leftover)
+    refuse_onnx(example_inputs is not None, as_graph, static_shapes, inplace)
     for provider in providers if verify else ():
         require(provider)
     given, name = _opened(cast("ModelLike", model))
@@ -219,13 +251,13 @@ def fold(  # noqa: PLR0913
         raise UsageError("data is for the check, which is left out", where=name, remedy="leave out one of the two")
     source = source_of(data, given)
     given, recalibration = calibrated(given, name, calibrate, only, keep, progress)
-    original, notes = _prepared(given, simplify, keep_overridable)
+    original, notes = prepared(given, simplify, keep_overridable)
     folded = original.clone()
     history = History(manifest, original, folded, simplified=simplify)
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(folded, settings)
     spans = [graph.spans() for graph, _ in planned.parts]
-    notes += _merges(planned) + _roundings(planned)
+    notes += plan_notes(planned)
     history.note(planned)
     written = planned.write()
     notes += history.notes
@@ -265,31 +297,3 @@ def _opened(model: ModelLike) -> tuple[ir.Model, str]:
     if isinstance(model, ir.Model):
         return model, model.graph.name or "model"
     return load(model), Path(model).name
-
-
-def _prepared(given: ir.Model, simplify: bool, keep_overridable: bool) -> tuple[ir.Model, tuple[str, ...]]:
-    """The model to fold, and what was done to it; end to end it is still compared with the one that was given."""
-    if not simplify:
-        return given, ()
-    simpler = simplified(given, keep_overridable=keep_overridable)
-    return simpler, (f"onnxsim left {len(simpler.graph)} of {len(given.graph)} nodes",)
-
-
-def _merges(planned: ModelPlan) -> tuple[str, ...]:
-    """What was merged, for the report."""
-    merges = [(graph.path, merge) for graph, made in planned.parts for merge in made.merges]
-    parallel = len({(path, merge.into.index) for path, merge in merges if not merge.is_in_a_row})
-    row = sum(merge.is_in_a_row for _, merge in merges)
-    notes = [f"parallel branches become one operator in {parallel} places"] if parallel else []
-    return (*notes, *([f"operators in a row become one in {row} places"] if row else []))
-
-
-def _roundings(planned: ModelPlan) -> tuple[str, ...]:
-    """What quantised biases lose, for the report."""
-    return tuple(note for _, part in planned.parts for note in rounded_biases(part.bench))
-
-
-def _form(leftover: str) -> Form:
-    if leftover not in get_args(Form):
-        raise UsageError(f"{leftover!r} is none of {', '.join(get_args(Form))}", where="leftover")
-    return cast("Form", leftover)

@@ -85,10 +85,7 @@ def fold_module(  # noqa: PLR0913
 
 def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> _Planned:
     check_module(module)
-    if not isinstance(inputs, tuple):
-        what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
-        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
-    captured = capture(module, inputs)
+    captured = capture(module, check_inputs(inputs))
     graph = TorchGraph(module, captured)
     return _Planned(captured, graph, plan(graph, wanted, merges=False))
 
@@ -107,6 +104,14 @@ def check_module(module: nn.Module) -> None:
         tensors = [*part._parameters.values(), *part._buffers.values()]
         if any(t is not None and lazy(t) for t in tensors):
             raise ModelError("a lazy module has no parameters yet", where=path, remedy="run the module once")
+
+
+def check_inputs(inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """The example inputs; raise a UsageError where there are none."""
+    if isinstance(inputs, tuple):
+        return inputs
+    what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
+    raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
 
 
 def _landmarks(planned: _Planned) -> dict[str, str]:

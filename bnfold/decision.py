@@ -127,7 +127,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.COMPUTES_IN_INTEGERS: "fold before the model is quantised",
     Reason.COSTS_MORE: "try --reduce, which makes activations dearer if BatchNorms vanish by that",
     Reason.SHIFT_MEETS_PADDING: "train with padding by reflection or without padding",
-    Reason.MODULE_CANNOT_HOLD_IT: "export the module to ONNX and fold that",
+    Reason.MODULE_CANNOT_HOLD_IT: "fold the module with as_graph=True, which makes a graph of it",
     Reason.WEIGHTS_NOT_CONSTANT: "try --simplify, which evaluates what is constant",
 }
 

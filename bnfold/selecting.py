@@ -1,11 +1,13 @@
-"""Which BatchNorms the caller chooses by name: those in which `only` is found, and `keep` is not."""
+"""What the caller chooses: BatchNorms in whose names `only` is found, and `keep` is not; and what is left of others."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import cast, get_args
 
 from bnfold.errors import UsageError
+from bnfold.leftover_forms import Form
 
 
 def selection(only: str | None, keep: str | None) -> Callable[[str], bool]:
@@ -23,3 +25,14 @@ def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
         return None if text is None else re.compile(text)
     except re.error as error:
         raise UsageError(f"{text!r} is no regular expression: {error}", where=option) from error
+
+
+def as_form(leftover: str) -> Form:
+    """The form of that name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if leftover not in get_args(Form):
+        raise UsageError(f"{leftover!r} is none of {', '.join(get_args(Form))}", where="leftover")
+    return cast("Form", leftover)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from bnfold.errors import UsageError
+from bnfold.leftover_forms import Form
 from bnfold.report.model import Report
 from bnfold.torch_result import TorchFoldResult
 
 if TYPE_CHECKING:
     from torch import nn
+
+#: as_graph, static_shapes, reduce, merge and leftover.
+Graph: TypeAlias = tuple[bool, bool, bool, bool, Form]
 
 
 def is_module(model: object) -> TypeGuard[nn.Module]:
@@ -21,12 +25,20 @@ def is_module(model: object) -> TypeGuard[nn.Module]:
 
 
 def inspect_torch(
-    module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool], others: tuple[object, ...]
+    module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool], graph: Graph
 ) -> Report:
-    """`inspect` for a module; `others` are the arguments that it does not take, false where they were not given."""
+    """`inspect` for a module.
+
+    Raises:
+        UsageError: What is given for a graph is given without `as_graph`; also as below.
+    """
+    if graph[0]:
+        from bnfold.api_torch_graph import GraphSettings, inspect_graph  # noqa: PLC0415
+
+        return inspect_graph(module, inputs, GraphSettings(wanted, *graph[1:]))
     from bnfold.api_torch import inspect_module  # noqa: PLC0415
 
-    _refuse(others)
+    _refuse_graph(graph)
     return inspect_module(module, inputs, wanted)
 
 
@@ -34,23 +46,49 @@ def fold_torch(  # noqa: PLR0913
     module: nn.Module,
     inputs: tuple[Any, ...] | None,
     wanted: Callable[[str], bool],
-    others: tuple[object, ...],
+    graph: Graph,
     *,
     inplace: bool,
     verify: bool,
     seed: int,
     progress: Callable[[str], None] | None,
 ) -> TorchFoldResult:
-    """`fold` for a module; `others` as in `inspect_torch`."""
+    """`fold` for a module; errors as `inspect_torch`."""
+    if graph[0]:
+        from bnfold.api_torch_graph import GraphSettings, Proof, fold_graph  # noqa: PLC0415
+
+        if inplace:
+            what = "as_graph makes another module, inplace changes the one that is given"
+            raise UsageError(what, where="inplace", remedy="leave out one of the two")
+        return fold_graph(module, inputs, GraphSettings(wanted, *graph[1:]), Proof(verify, seed, progress))
     from bnfold.api_torch import fold_module  # noqa: PLC0415
 
-    _refuse(others)
+    _refuse_graph(graph)
     return fold_module(module, inputs, wanted, inplace=inplace, verify=verify, seed=seed, progress=progress)
 
 
-def _refuse(others: tuple[object, ...]) -> None:
+def _refuse_graph(graph: Graph) -> None:
+    _, static_shapes, reduce, merge, leftover = graph
+    if static_shapes or reduce or not merge or leftover != "keep":
+        what = "static_shapes, reduce, merge and leftover have no place in a module tree"
+        raise UsageError(what, where="fold", remedy="as_graph=True makes a graph of the module, which takes them")
+
+
+def refuse_torch(others: tuple[object, ...]) -> None:
+    """Args: the arguments that no module takes, false where they were not given.
+
+    Raises:
+        UsageError: One was.
+    """
     if any(others):
         raise UsageError(
-            "a PyTorch module takes example_inputs, inplace, only, keep, verify, seed and progress, and nothing else",
+            "a PyTorch module takes example_inputs, inplace, only, keep, verify, seed, progress, as_graph and with it "
+            "static_shapes, reduce, merge and leftover, and nothing else",
             where="fold",
         )
+
+
+def refuse_onnx(*others: bool) -> None:
+    """As `refuse_torch`, of what only a module takes."""
+    if any(others):
+        raise UsageError("example_inputs, inplace, as_graph and static_shapes are for PyTorch modules", where="fold")

@@ -17,7 +17,8 @@ class TorchFoldResult:
     """A folded module and what happened.
 
     Attributes:
-        module: The folded module, of the class that was given: a copy, or the given one if that was asked for.
+        module: The folded module, of the class that was given: a copy, or the given one if that was asked for; with
+            `as_graph` a `torch.fx.GraphModule`.
         report: Decisions, sizes and verification.
     """
 

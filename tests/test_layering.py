@@ -63,8 +63,9 @@ TABLE = {
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch batches benchmarking calibrating checking history model_size processes recalibrating "
-        "recalibrating_torch reproduction selecting torch_dispatch torch_result unfolding",
+        "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking history model_size notes "
+        "processes recalibrating recalibrating_torch reproduction selecting torch_culprit torch_dispatch torch_result "
+        "unfolding",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),
@@ -86,6 +87,8 @@ EXCEPTIONS = {
     "frontends.onnx_manifest": {"changes", "folding"},  # notes what a plan does
     "frontends.torch_fixed": {"carriers"},  # asks the rules what would change
     "frontends.torch_write": {"folding"},  # writes a plan
+    "frontends.torch_rewrite": {"bench", "changes", "folding", "leftover_forms", "sources"},  # as onnx_write
+    "frontends.torch_rewrite_nodes": {"leftover_forms"},
     "constantcheck": {
         "frontends.onnx_evaluate",  # what was computed
         "frontends.onnx_float64",  # as localcheck

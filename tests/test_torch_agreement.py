@@ -108,7 +108,7 @@ def test_parallel_branches_are_folded_alike_where_nothing_is_merged() -> None:
 def test_where_everything_may_change_parallel_branches_are_merged_alike() -> None:
     module = alive(RepVgg()).float()
     onnx_graph = OnnxGraph(ir.from_proto(export_torchscript(module, sample(dtype=torch.float32))))
-    torch_graph = TorchGraph(module, capture(module, (sample(dtype=torch.float32),)), is_fixed=False)
+    torch_graph = TorchGraph(None, capture(module, (sample(dtype=torch.float32),)))
     expected = rows(plan(onnx_graph).decisions, onnx_names(onnx_graph))
     assert rows(plan(torch_graph).decisions, {}) == expected
     assert [row[2] for row in expected].count("merge") == 1

@@ -304,6 +304,8 @@ def test_a_module_needs_example_inputs_and_takes_no_onnx_options() -> None:
     with pytest.raises(UsageError, match="needs example_inputs"):
         bnfold.inspect(net)
     with pytest.raises(UsageError, match="and nothing else"):
+        bnfold.inspect(net, example_inputs=(sample(),), simplify=True)
+    with pytest.raises(UsageError, match="no place in a module tree; as_graph=True"):
         bnfold.inspect(net, example_inputs=(sample(),), merge=False)
 
 
@@ -330,7 +332,7 @@ def test_what_a_module_remembers_of_its_runs_is_not_touched() -> None:
 def test_the_remedy_for_what_a_module_cannot_hold_is_told() -> None:
     net = alive(Net(lambda s, x: s.bn(s.conv(x)) + s.conv(x), conv=conv(), bn=nn.BatchNorm2d(4)))
     (kept,) = fold(net).report.kept
-    assert kept.remedy == "export the module to ONNX and fold that"
+    assert kept.remedy == "fold the module with as_graph=True, which makes a graph of it"
 
 
 def test_a_forward_pass_that_asks_for_sizes_says_for_which_it_was_captured() -> None:

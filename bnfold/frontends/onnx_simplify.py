@@ -28,3 +28,11 @@ def simplified(model: ir.Model, *, keep_overridable: bool = False) -> ir.Model:
         raise ModelError(what, remedy="leave out --simplify") from error
     assert isinstance(simpler, onnx.ModelProto)
     return ir.from_proto(simpler)
+
+
+def prepared(given: ir.Model, simplify: bool, keep_overridable: bool) -> tuple[ir.Model, tuple[str, ...]]:
+    """The model to fold, and what was done to it; end to end it is still compared with the one that was given."""
+    if not simplify:
+        return given, ()
+    simpler = simplified(given, keep_overridable=keep_overridable)
+    return simpler, (f"onnxsim left {len(simpler.graph)} of {len(given.graph)} nodes",)

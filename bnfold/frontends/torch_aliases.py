@@ -15,7 +15,7 @@ from bnfold.frontends.torch_constants import inputs_of
 from bnfold.frontends.torch_context import base_name
 
 if TYPE_CHECKING:
-    from torch.fx import Node
+    from torch.fx import Graph, Node
 
 #: Operators that always make a new tensor; any other one that does not say so may hand on the memory of its inputs.
 _FRESH = frozenset(
@@ -40,21 +40,56 @@ class Aliases:
         written: Parameters, buffers and inputs that the module writes.
         frozen: Values of which an older version is read after they were written.
         copies: BatchNorms whose output must be a copy of their input.
+        writers: Operators that write what an older version is read of afterwards, or what is the caller's.
+        stale: Values whose numbers differ from one reader to the next.
     """
 
     written: frozenset[Node]
     frozen: frozenset[Node]
     copies: frozenset[Node]
+    writers: frozenset[Node]
+    stale: frozenset[Node]
 
 
 def find_aliases(nodes: Sequence[Node], batchnorms: Iterable[Node]) -> Aliases:
     """Args: the nodes in topological order; the last node of each BatchNorm that may be taken out."""
     norms = frozenset(batchnorms)
     plain, joined = _classes(nodes, frozenset()), _classes(nodes, norms)
-    frozen = frozenset(node for members in _hazards(nodes, plain) for node in members)
-    copies = frozenset(node for members in _hazards(nodes, joined) for node in members) & norms
+    hazards = list(_hazards(nodes, plain))
+    frozen = frozenset(node for hazard in hazards for node in hazard.members)
+    stale = frozenset(node for hazard in hazards if hazard.is_stale for node in hazard.members)
+    copies = frozenset(node for hazard in _hazards(nodes, joined) for node in hazard.members) & norms
+    writers = frozenset(hazard.writer for hazard in hazards)
     written = {v for node in nodes for target in _targets(node) for v in plain[target] if v.op == "placeholder"}
-    return Aliases(frozenset(written), frozen, copies)
+    return Aliases(frozenset(written), frozen, copies, writers, stale)
+
+
+def unshare(graph: Graph, known: set[Node]) -> None:
+    """Where something is written in place that others read later, write a copy; as a BatchNorm in between made one.
+
+    Args:
+        graph: The graph, from which operators were taken out.
+        known: The operators that did so before.
+    """
+    import torch  # noqa: PLC0415
+
+    nodes = list(graph.nodes)
+    while new := [h.writer for h in _hazards(nodes, _classes(nodes, frozenset())) if h.writer not in known]:
+        for target in _targets(new[0]):
+            with graph.inserting_before(new[0]):
+                clone = graph.call_function(torch.ops.aten.clone.default, (target,))
+            clone.meta = dict(target.meta)
+            new[0].replace_input_with(target, clone)
+        nodes = list(graph.nodes)
+
+
+@dataclass(frozen=True)
+class _Hazard:
+    """`writer` writes in place what `members` share, and either an older one is read later or it is the caller's."""
+
+    writer: Node
+    members: list[Node]
+    is_stale: bool
 
 
 def _classes(nodes: Sequence[Node], passing: frozenset[Node]) -> dict[Node, list[Node]]:
@@ -122,7 +157,7 @@ def _writes_within(node: Node) -> bool:
     return False
 
 
-def _hazards(nodes: Sequence[Node], classes: dict[Node, list[Node]]) -> Iterator[list[Node]]:
+def _hazards(nodes: Sequence[Node], classes: dict[Node, list[Node]]) -> Iterator[_Hazard]:
     """Classes that are written while an older value of them is read later, or is the caller's."""
     place = {node: i for i, node in enumerate(nodes)}
     readers: dict[Node, list[int]] = defaultdict(list)
@@ -132,5 +167,6 @@ def _hazards(nodes: Sequence[Node], classes: dict[Node, list[Node]]) -> Iterator
     for node in nodes:
         for target in _targets(node):
             older = [m for m in classes[target] if place[m] < place[node]]
-            if any(m.op == "placeholder" for m in older) or any(r > place[node] for m in older for r in readers[m]):
-                yield classes[target]
+            is_stale = any(r > place[node] for m in older for r in readers[m])
+            if is_stale or any(m.op == "placeholder" for m in older):
+                yield _Hazard(node, classes[target], is_stale)

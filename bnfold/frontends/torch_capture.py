@@ -55,8 +55,8 @@ def capture(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
     program = _export(module, inputs)
     varied = grown(module, inputs, fixed=_fixed(program))
     if varied is inputs:
-        return _captured(program, inputs)
-    other = _captured(_export(module, varied), varied)
+        return captured_program(program, inputs)
+    other = captured_program(_export(module, varied), varied)
     first = tuple(program.graph.nodes)
     if [str(n.target) for n in first] != [str(n.target) for n in other.nodes]:
         raise ModelError(
@@ -77,7 +77,43 @@ def captured_once(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
         MissingPackageError: torch is too old.
     """
     inputs = grown(module, inputs, only=1)
-    return _captured(_export(module, inputs), inputs)
+    return captured_program(_export(module, inputs), inputs)
+
+
+def capture_graph(module: nn.Module, inputs: tuple[Any, ...], *, static_shapes: bool) -> Captured:
+    """Export a copy of `module` for a graph that takes its place, and that refuses what it does not hold for.
+
+    Args:
+        module: The module.
+        inputs: Example inputs.
+        static_shapes: Whether every size is that of the example; else only those are that the forward pass fixes.
+
+    Raises:
+        ModelError, MissingPackageError: As `capture`.
+    """
+    if not static_shapes:
+        inputs = grown(module, inputs, only=1)
+    return captured_program(_export(module, inputs, is_static=static_shapes), inputs)
+
+
+def fixed_sizes(module: nn.Module, captured: Captured) -> tuple[str, ...]:
+    """Sizes of inputs that the capture holds to be fixed, though the module takes others; one sentence each."""
+    varied = grown(module, captured.inputs, fixed=_fixed(captured.program))
+    nodes = {node.name: node for node in captured.nodes}
+    names = [n for n in captured.program.graph_signature.user_inputs if isinstance(n, str) and _shape(nodes[n])]
+    leaves = [_leaves(values) for values in (captured.inputs, varied)]
+    return tuple(
+        f"captured for axis {axis} of {name} of length {old.shape[axis]} only"
+        for name, old, new in zip(names, *leaves, strict=False)
+        for axis in range(old.ndim)
+        if old.shape[axis] != new.shape[axis]
+    )
+
+
+def _leaves(inputs: tuple[Any, ...]) -> list[Any]:
+    from torch.utils import _pytree  # noqa: PLC0415
+
+    return [leaf for leaf in _pytree.tree_leaves(inputs) if _is_tensor(leaf) and leaf.ndim]
 
 
 def limits(captured: Captured) -> tuple[str, ...]:
@@ -95,7 +131,8 @@ def limits(captured: Captured) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _captured(program: ExportedProgram, inputs: tuple[Any, ...]) -> Captured:
+def captured_program(program: ExportedProgram, inputs: tuple[Any, ...]) -> Captured:
+    """A program that there is already, with inputs that it takes; its own sizes are proven."""
     nodes = tuple(program.graph.nodes)
     shapes = {node: shape for node in nodes if (shape := _shape(node)) is not None}
     return Captured(program, nodes, shapes, inputs)
@@ -104,7 +141,13 @@ def _captured(program: ExportedProgram, inputs: tuple[Any, ...]) -> Captured:
 def _shape(node: Node) -> Shape | None:
     value = node.meta.get("val")
     sizes = getattr(value, "shape", None)
-    return None if sizes is None else tuple(size if isinstance(size, int) else str(size) for size in sizes)
+    return None if sizes is None else tuple(_size(size) for size in sizes)
+
+
+def _size(size: Any) -> Dim:
+    """A number, also where torch holds it to be a symbol that has that value alone."""
+    text = str(size)
+    return int(text) if text.isdigit() else text
 
 
 def _agreed(old: Shape | None, new: Shape) -> Shape:
@@ -192,7 +235,7 @@ def _succeeds(run: Callable[[], object]) -> bool:
     return True
 
 
-def _export(module: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
+def _export(module: nn.Module, inputs: tuple[Any, ...], *, is_static: bool = False) -> ExportedProgram:
     import torch  # noqa: PLC0415
     from torch.utils import _pytree  # noqa: PLC0415
 
@@ -205,9 +248,8 @@ def _export(module: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
 
     with torch.no_grad(), _silent():
         try:
-            return torch.export.export(
-                copied(module), inputs, dynamic_shapes=_pytree.tree_map(dynamic, inputs), strict=False
-            )
+            shapes = None if is_static else _pytree.tree_map(dynamic, inputs)
+            return torch.export.export(copied(module), inputs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ModelError(
@@ -246,6 +288,7 @@ def copied(module: nn.Module) -> nn.Module:
         if hasattr(value, "grad_fn") and value.grad_fn is not None
     }
     try:
-        return copy.deepcopy(module, computed)
+        with _silent():  # copies of what torch.export made warn of torch's own ways
+            return copy.deepcopy(module, computed)
     except Exception as error:
         raise ModelError(f"it cannot be copied: {error}", where=type(module).__name__) from error

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 
+#: What the names of the constants of operators begin with that a fold left of a BatchNorm. They must not be taken for a
+#: BatchNorm in disguise when the result is folded again, without the statistics to judge it by.
+LEFT = "bnfold_left_"
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """The surroundings of the nodes of a graph.
@@ -26,14 +31,12 @@ class Context:
     Attributes:
         shapes: The shape of each value.
         constants: Which values are constant.
-        modules: Where tensors stand in the module, and what may be written there.
-        is_fixed: Whether only what has a place in the module tree may change.
+        modules: Where tensors stand in the module, and what may be written there; None where all may change.
     """
 
     shapes: Mapping[Node, Shape]
     constants: TorchConstants
-    modules: Modules
-    is_fixed: bool
+    modules: Modules | None
 
     def rank(self, node: Node) -> int:
         """The number of axes."""
@@ -55,6 +58,12 @@ def path_of(node: Node) -> str:
     """The path of the module in whose forward pass the node was captured; empty for the whole."""
     found = _stack(node)
     return found[-1][0] if found else ""
+
+
+def class_of(node: Node) -> str:
+    """The class of the module in whose forward pass the node was captured, with its module; empty if unknown."""
+    found = _stack(node)
+    return found[-1][1] if found else ""
 
 
 def _stack(node: Node) -> list[tuple[str, str]]:
@@ -114,8 +123,7 @@ def name_of(node: Node) -> str:
 
 def is_module_of_torch(node: Node) -> bool:
     """Whether the node is of a module that torch, timm or torchvision names: a layer."""
-    found = _stack(node)
-    kind = found[-1][1] if found else ""
+    kind = class_of(node)
     return kind.startswith(("torch.nn.modules.", "timm.layers.", "torchvision.ops.")) or "BatchNorm" in kind
 
 

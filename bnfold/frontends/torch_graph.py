@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bnfold.affine import Float64Array
@@ -11,9 +12,11 @@ from bnfold.frontends.torch_aliases import Aliases, find_aliases
 from bnfold.frontends.torch_capture import Captured
 from bnfold.frontends.torch_constants import TorchConstants, inputs_of
 from bnfold.frontends.torch_context import (
+    LEFT,
     Context,
     barrier,
     base_name,
+    class_of,
     dtype_of,
     is_tensor,
     kind_of,
@@ -22,7 +25,13 @@ from bnfold.frontends.torch_context import (
 )
 from bnfold.frontends.torch_fixed import fixed
 from bnfold.frontends.torch_modules import Modules
-from bnfold.frontends.torch_read_batchnorm import TorchBatchNorm, frozen_pairs, read_batchnorm, read_frozen
+from bnfold.frontends.torch_read_batchnorm import (
+    BATCHNORMS,
+    TorchBatchNorm,
+    frozen_pairs,
+    read_batchnorm,
+    read_frozen,
+)
 from bnfold.frontends.torch_read_linear import ReadLinear, TorchLinear
 from bnfold.frontends.torch_readers import ASKS_FOR_SHAPE, read
 from bnfold.frontends.torch_reading import Reading
@@ -37,31 +46,33 @@ if TYPE_CHECKING:
 
 
 class TorchGraph:
-    """A module, read-only.
+    """A captured module, read-only.
 
     Attributes:
-        module: The module.
         operators: All operators in topological order; what is computed from constants alone is none.
         unreachable: BatchNorms in the bodies of control flow.
         linears: Where the constants of each linear operator stand.
         batchnorms: Where those of each BatchNorm stand.
+        aliases: What may not change because something is written in place.
+        nodes: The first and the last node of each operator, which differ where a BatchNorm is a product and a sum.
 
     Args:
-        is_fixed: Whether only what has a place in the module tree may change.
+        module: The module, if only what has a place in its tree may change; None if anything may.
+        captured: Its graph.
     """
 
-    def __init__(self, module: nn.Module, captured: Captured, *, is_fixed: bool = True) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module | None, captured: Captured) -> None:
         nodes = captured.nodes
-        modules = Modules(module)
-        plain = Context(captured.shapes, TorchConstants(captured.program, nodes, frozenset()), modules, is_fixed)
+        modules = None if module is None else Modules(module)
+        plain = Context(captured.shapes, TorchConstants(captured.program, nodes, frozenset()), modules)
         self._pairs = frozen_pairs(nodes, plain)
-        self._aliases = self._find_aliases(nodes)
-        constants = TorchConstants(captured.program, nodes, self._aliases.written)
-        self.context = Context(captured.shapes, constants, modules, is_fixed)
+        self.aliases = self._find_aliases(nodes)
+        constants = TorchConstants(captured.program, nodes, self.aliases.written)
+        self.context = Context(captured.shapes, constants, modules)
         self.operators: list[Operator] = []
         self.linears: dict[int, TorchLinear] = {}
         self.batchnorms: dict[int, TorchBatchNorm] = {}
+        self.nodes: list[tuple[Node, Node]] = []
         self._constants: dict[int, Float64Array] = {}
         self._bounds: dict[int, Bounds] = {}
         self._read_all(nodes)
@@ -98,7 +109,7 @@ class TorchGraph:
         return self._bounds[operator.index]
 
     def _find_aliases(self, nodes: tuple[Node, ...]) -> Aliases:
-        norms = [node for node in nodes if base_name(node) == "aten.batch_norm"]
+        norms = [node for node in nodes if base_name(node) in BATCHNORMS]
         return find_aliases(nodes, [*norms, *self._pairs, *self._pairs.values()])
 
     def _read_all(self, nodes: tuple[Node, ...]) -> None:
@@ -109,10 +120,10 @@ class TorchGraph:
                 self._read(node)
 
     def _read(self, node: Node) -> None:
-        if node in self._pairs or base_name(node) == "aten.batch_norm":
+        if node in self._pairs or base_name(node) in BATCHNORMS:
             self._read_batchnorm(node)
             return
-        what = self._hooked(node) or read(node, self.context)
+        what = self._must_stay(node) or self._left(node) or read(node, self.context)
         variables = tuple(v for v in inputs_of(node) if v not in self.context.constants and _holds_numbers(v))
         inputs = () if isinstance(what, Barrier) else (what.data,) if isinstance(what, ReadLinear) else what.inputs
         if isinstance(what, Barrier) or sorted(inputs, key=id) != sorted(variables, key=id) or not _is_whole(node):
@@ -121,7 +132,9 @@ class TorchGraph:
             self._append(node, other, variables)
         elif isinstance(what, ReadLinear):
             self.linears[len(self.operators)] = what.site
-            self._append(node, what.view, (what.data,))
+            asked = any(base_name(user).startswith("aten.sym_") for user in node.users)
+            # A size that is asked for must stay, so that nothing else may take this operator's place.
+            self._append(node, replace(what.view, geometry=None) if asked else what.view, (what.data,))
         else:
             self._append_reading(node, what)
 
@@ -131,29 +144,44 @@ class TorchGraph:
             self._constants[index] = what.constant
         if what.bounds is not None:
             self._bounds[index] = what.bounds
-        if self.context.is_fixed and isinstance(view, ConstantOperand | Clamp | Pad):
+        if self.context.modules is not None and isinstance(view, ConstantOperand | Clamp | Pad):
             view = fixed(view, what.constant, what.bounds)
         self._append(node, view, what.inputs)
 
     def _read_batchnorm(self, node: Node) -> None:
         what, place = (read_frozen if node in self._pairs else read_batchnorm)(node, self.context)
         last = self._pairs.get(node, node)
-        if isinstance(what, BatchNorm) and {node, last} & self._aliases.copies:
+        parts = _outputs(last)
+        if isinstance(what, BatchNorm) and (parts[0] is None or any(part is not None for part in parts[1:])):
+            detail = "the statistics that it hands on are read"
+            what = Barrier(Refusal(Reason.VALUE_HAS_OTHER_READERS, name_of(node), detail), True, what.affine.channels)
+        last = last if parts[0] is None else parts[0]
+        is_fixed = self.context.modules is not None
+        if isinstance(what, BatchNorm) and is_fixed and {node, last} & self.aliases.copies:
             detail = "its output is written in place, and what it is a copy of is read as well"
             what = Barrier(Refusal(Reason.VALUE_HAS_OTHER_READERS, name_of(node), detail), True, what.affine.channels)
-        hooked = self._hooked(node)
-        if isinstance(what, BatchNorm) and hooked is not None:
-            what = Barrier(hooked.refusal, True, what.affine.channels)
+        against = self._must_stay(node)
+        if isinstance(what, BatchNorm) and against is not None:
+            what = Barrier(against.refusal, True, what.affine.channels)
         self.batchnorms[len(self.operators)] = place
-        kind = type(self.context.modules.module(place.path)).__name__ if place.path else "batch_norm"
+        kind = class_of(node).rpartition(".")[2] if place.path else "batch_norm"
         self._append(node, what, (next(inputs_of(node)),), last, kind)
 
-    def _hooked(self, node: Node) -> Barrier | None:
-        """What a hook or a script sees stays as it is."""
-        if not self.context.is_fixed or not path_of(node):
-            return None
-        why = self.context.modules.seen_by_others(path_of(node))
+    def _must_stay(self, node: Node) -> Barrier | None:
+        """In a module tree what a hook or a script sees; in a graph what others see because it is written in place."""
+        if self.context.modules is None:
+            unstable = node in self.aliases.writers or any(v in self.aliases.stale for v in inputs_of(node))
+            detail = "it is written in place"
+            return barrier(node, Reason.VALUE_HAS_OTHER_READERS, detail) if unstable else None
+        why = self.context.modules.seen_by_others(path_of(node)) if path_of(node) else ""
         return Barrier(Refusal(Reason.MODULE_CANNOT_HOLD_IT, name_of(node), why)) if why else None
+
+    def _left(self, node: Node) -> Barrier | None:
+        """What an earlier fold left of a BatchNorm."""
+        names = [name for value in inputs_of(node) if (name := self.context.constants.name(value)) is not None]
+        if not any(LEFT in name for name in names):
+            return None
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "an earlier fold left it of a BatchNorm")
 
     def _append(
         self, node: Node, view: Any, inputs: tuple[Node, ...], last: Node | None = None, kind: str = ""
@@ -172,9 +200,10 @@ class TorchGraph:
             next((dtype_of(value) for value in outputs if value is not None), None),
         )
         self.operators.append(operator)
+        self.nodes.append((node, last or node))
 
     def _visible_values(self, nodes: tuple[Node, ...]) -> Iterator[tuple[Value, Refusal]]:
-        for value in self._aliases.frozen:
+        for value in self.aliases.frozen:
             yield value.name, Refusal(Reason.VALUE_HAS_OTHER_READERS, value.name, "it is written in place")
         for node in nodes:
             if node in self.context.constants:
@@ -221,6 +250,6 @@ def bodies(nodes: tuple[Node, ...]) -> Iterator[Kept]:
             continue
         body: Any = getattr(node.graph.owning_module, str(node.target), None)
         for inner in getattr(getattr(body, "graph", None), "nodes", ()):
-            if base_name(inner) == "aten.batch_norm":
+            if base_name(inner) in BATCHNORMS:
                 subject = Subject(path_of(inner) or inner.name, "batch_norm", 0, True)
                 yield Kept(subject, (Refusal(Reason.OPERATOR_HOLDS_BODIES, node.name),))

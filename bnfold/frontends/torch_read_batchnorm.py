@@ -13,7 +13,18 @@ import numpy as np
 
 from bnfold.decision import Reason, Refusal
 from bnfold.frontends.torch_constants import as_array
-from bnfold.frontends.torch_context import Context, arguments, base_name, name_of, numpy_dtype, path_of
+from bnfold.frontends.torch_context import (
+    Context,
+    arguments,
+    base_name,
+    class_of,
+    is_module_of_torch,
+    name_of,
+    numpy_dtype,
+    path_of,
+    scalar,
+)
+from bnfold.frontends.torch_modules import Modules
 from bnfold.views import Barrier, BatchNorm
 
 if TYPE_CHECKING:
@@ -26,6 +37,9 @@ _RESTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("timm.layers.norm_act", "SyncBatchNormAct"): ("drop", "act"),
     ("torchvision.ops.misc", "FrozenBatchNorm2d"): (),
 }
+
+#: What computes a BatchNorm, and in a program that torch.export broke down into its core operators.
+BATCHNORMS = ("aten.batch_norm", "aten._native_batch_norm_legit_no_training")
 
 _FROZEN = ("torchvision.ops.misc", "FrozenBatchNorm2d")
 
@@ -53,11 +67,11 @@ def read_batchnorm(node: Node, context: Context) -> tuple[BatchNorm | Barrier, T
     known = [v for v in values if isinstance(v, FxNode) and v in context.constants]
     channels = int(context.constants.tensor(known[0]).numel()) if known else 0
     refusal = None
-    if found["training"] or values[2] is None or values[3] is None:
+    if found.get("training", False) or values[2] is None or values[3] is None:
         refusal = Refusal(Reason.NORMALISES_BY_BATCH_STATISTICS, name_of(node))
     elif len(known) < sum(v is not None for v in values):
         refusal = Refusal(Reason.PARAMETERS_NOT_CONSTANT, name_of(node))
-    elif context.is_fixed and why:
+    elif why:
         refusal = Refusal(Reason.MODULE_CANNOT_HOLD_IT, name_of(node), why)
     if refusal is not None:
         return Barrier(refusal, is_batchnorm=True, channels=channels), place
@@ -69,13 +83,14 @@ def frozen_pairs(nodes: tuple[Node, ...], context: Context) -> dict[Node, Node]:
     """The product and the sum of each FrozenBatchNorm2d, which must be all that its module computes."""
     inside: dict[str, list[Node]] = {}
     for node in nodes:
-        if node.op == "call_function" and node not in context.constants and path_of(node):
+        if node.op == "call_function" and node not in context.constants and is_in_frozen(node):
             inside.setdefault(path_of(node), []).append(node)
-    return {
-        pair[0]: pair[1]
-        for path, pair in inside.items()
-        if _kind(context.modules.module(path)) == _FROZEN and _is_affine_pair(pair, context)
-    }
+    return {pair[0]: pair[1] for pair in inside.values() if _is_affine_pair(pair, context)}
+
+
+def is_in_frozen(node: Node) -> bool:
+    """Whether the node is of a FrozenBatchNorm2d."""
+    return class_of(node) == ".".join(_FROZEN)
 
 
 def _is_affine_pair(pair: list[Node], context: Context) -> bool:
@@ -88,16 +103,30 @@ def _is_affine_pair(pair: list[Node], context: Context) -> bool:
 def read_frozen(node: Node, context: Context) -> tuple[BatchNorm | Barrier, TorchBatchNorm]:
     """The affine of a FrozenBatchNorm2d."""
     path = path_of(node)
-    part: Any = context.modules.module(path)
-    names = ("weight", "bias", "running_mean", "running_var")
-    readers = [n for n in node.graph.nodes if n.op == "placeholder" and context.constants.name(n) in
-               {f"{path}.{name}" for name in names}]  # fmt: skip
+    stored = {context.constants.name(n): n for n in node.graph.nodes if n.op == "placeholder"}
+    wanted = [stored.get(f"{path}.{name}") for name in ("weight", "bias", "running_mean", "running_var")]
+    readers = [value for value in wanted if value is not None]
     place, why = _place(node, readers, context)
-    tensors = [getattr(part, name) for name in names]
-    if context.is_fixed and why:
+    tensors = [context.constants.tensor(value) for value in readers]
+    epsilon = _epsilon(readers[-1]) if len(readers) == len(wanted) else None
+    if epsilon is None:
+        refusal = Refusal(Reason.PARAMETERS_NOT_CONSTANT, name_of(node))
+        return Barrier(refusal, is_batchnorm=True), place
+    if why:
         refusal = Refusal(Reason.MODULE_CANNOT_HOLD_IT, name_of(node), why)
         return Barrier(refusal, is_batchnorm=True, channels=int(tensors[0].numel())), place
-    return _view(node, tensors, float(part.eps), context), place
+    return _view(node, tensors, epsilon, context), place
+
+
+def _epsilon(var: Node) -> float | None:
+    """What a FrozenBatchNorm2d adds to its variance."""
+    following: list[Node] = [var]
+    while len(following[-1].users) == 1:
+        following.append(next(iter(following[-1].users)))
+        found = scalar(following[-1].args[1]) if base_name(following[-1]) == "aten.add" else None
+        if found is not None:
+            return float(found)
+    return None
 
 
 def _view(node: Node, tensors: list[Any], epsilon: float, context: Context) -> BatchNorm | Barrier:
@@ -125,6 +154,8 @@ def _place(node: Node, parameters: list[Node], context: Context) -> tuple[TorchB
     """The module of a BatchNorm, and why it must stay; empty if it may change and go."""
     path = path_of(node)
     names = [context.constants.name(value) for value in parameters]
+    if context.modules is None:
+        return TorchBatchNorm(path if is_module_of_torch(node) else "", None), ""
     if not path or any(name is None or name.rpartition(".")[0] != path for name in names) or not names:
         return TorchBatchNorm("", None), "its parameters are not those of a BatchNorm module"
     part = context.modules.module(path)
@@ -132,16 +163,16 @@ def _place(node: Node, parameters: list[Node], context: Context) -> tuple[TorchB
     if rest is None:
         return TorchBatchNorm(path, None), f"{type(part).__name__} may do more than normalise"
     for name, value in zip(names, parameters, strict=True):
-        if name is not None and (why := _against(name, value, part, context)):
+        if name is not None and (why := _against(name, value, part, context.modules)):
             return TorchBatchNorm(path, rest), why
     return TorchBatchNorm(path, rest), context.modules.against_module(path)
 
 
-def _against(name: str, value: Node, part: nn.Module, context: Context) -> str:
+def _against(name: str, value: Node, part: nn.Module, modules: Modules) -> str:
     """Why a parameter must stay; those of a FrozenBatchNorm2d are read more than once, by itself."""
     if _kind(part) == _FROZEN and all(path_of(reader) == name.rpartition(".")[0] for reader in value.users):
         return ""
-    return context.modules.against_tensor(name, value)
+    return modules.against_tensor(name, value)
 
 
 def rest_of(part: nn.Module) -> tuple[str, ...] | None:

@@ -20,11 +20,15 @@ from bnfold.frontends.torch_context import (
     numpy_dtype,
     path_of,
 )
+from bnfold.frontends.torch_modules import Modules
 from bnfold.linear import LinearParams, WeightLayout
 from bnfold.views import Barrier, Linear
 
 if TYPE_CHECKING:
     from torch.fx import Node
+
+#: Which arguments are the weight and the bias, of operators that do not call them that; "" where there is none.
+PLACES = {"aten.addmm": ("mat2", "self"), "aten.matmul": ("other", ""), "aten.mm": ("mat2", "")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +155,8 @@ def _product(
     if bias is not None and tuple(bias.shape) != (outputs,):
         return barrier(node, Reason.OPERATOR_HAS_NO_RULE, f"a bias of shape {tuple(bias.shape)}")
     last = context.rank(data) - 1
-    view = Linear(layout, last, last, outputs, inputs, dtype, geometry=Geometry.point(()))
+    adds = base_name(node) in ("aten.matmul", "aten.mm")
+    view = Linear(layout, last, last, outputs, inputs, dtype, shift_adds_operator=adds, geometry=Geometry.point(()))
     return ReadLinear(view, site, data)
 
 
@@ -163,8 +168,9 @@ def _site(node: Node, weight: Any, bias: Any, layout: WeightLayout, context: Con
     if any(value not in context.constants for value in present) or weight not in present:
         return barrier(node, Reason.WEIGHTS_NOT_CONSTANT)
     names = [context.constants.name(value) for value in (weight, bias)]
-    owner = None if bias is not None else _owner(node, names[0], context)
-    if context.is_fixed:
+    owner = None
+    if context.modules is not None:
+        owner = None if bias is not None else _owner(node, names[0], context.modules)
         for value, name in zip(present, names, strict=False):
             why = f"{value.name} is computed" if name is None else context.modules.against_tensor(name, value)
             if why:
@@ -175,14 +181,14 @@ def _site(node: Node, weight: Any, bias: Any, layout: WeightLayout, context: Con
     return TorchLinear(layout, names[0] or "", names[1] or "", owner, (tensors[0], tensors[1]))
 
 
-def _owner(node: Node, weight: str | None, context: Context) -> str | None:
+def _owner(node: Node, weight: str | None, modules: Modules) -> str | None:
     """The module whose forward pass adds a bias as soon as it has one: a layer of torch with torch's own forward."""
     from torch import nn  # noqa: PLC0415
 
     if weight is None or not weight.endswith("weight"):
         return None
     path = weight.rpartition(".")[0]
-    part = context.modules.module(path)
+    part = modules.module(path)
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     kind = next((layer for layer in layers if isinstance(part, layer)), None)
     if kind is None or path_of(node) != path or part._parameters.get("bias", part) is not None:

@@ -59,6 +59,12 @@ def read_arithmetic(node: Node, context: Context) -> Reading | Barrier:  # noqa:
     return Reading(ConstantOperand(arithmetic, len(shape), dtype), (data,), constant)
 
 
+def constant_argument(node: Node, context: Context) -> str:
+    """Which argument of an operator that `read_arithmetic` read is its constant."""
+    found = arguments(node)
+    return next(name for name in ("self", "other") if _constant(found[name], context) is not None)
+
+
 def _constant(value: Any, context: Context) -> Float64Array | None:
     """A number, or a constant tensor of floating-point numbers."""
     number = scalar(value)
@@ -77,7 +83,7 @@ def _pair(node: Node, kind: str, operands: tuple[Any, Any], alpha: Any) -> Readi
 
 
 def _fits(constant: Float64Array, shape: Shape) -> bool:
-    """Every axis of the constant has length 1 or the proven length of the value's axis."""
+    """Whether every axis of the constant has length 1 or the proven length of the value's axis."""
     if constant.ndim > len(shape) or not constant.size:
         return False
     tail = shape[len(shape) - constant.ndim :]
@@ -100,18 +106,30 @@ def read_abs(node: Node, _context: Context) -> Reading:
 
 
 def read_clamp(node: Node, context: Context) -> Reading | Barrier:
-    """relu, relu6, hardtanh, clamp, clamp_min, clamp_max with numbers as bounds."""
+    """relu, relu6, hardtanh, clamp, clamp_min, clamp_max with numbers or constant tensors as bounds."""
     found, dtype = arguments(node), dtype_of(node)
-    sides = {
+    stored = {
         "relu": (0.0, None),
         "relu6": (0.0, 6.0),
         "hardtanh": (found.get("min_val"), found.get("max_val")),
     }.get(_kind(node), (found.get("min"), found.get("max")))
-    if dtype is None or not all(side is None or scalar(side) is not None for side in sides):
-        return barrier(node, Reason.OPERATOR_IS_NOT_LINEAR, "its bounds are no numbers")
-    low, high = (other if side is None else float(side) for side, other in zip(sides, (-np.inf, np.inf), strict=True))
-    if not (low <= high and low < np.inf and high > -np.inf):
-        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "the low bound is above the high one, or nothing is between")
     data = found["self"]
-    bounds = Bounds(np.asarray(low), np.asarray(high))
-    return Reading(Clamp(context.rank(data), dtype), (data,), bounds=bounds)
+    sides = [_side(side, other, data, context) for side, other in zip(stored, (-np.inf, np.inf), strict=True)]
+    low, high = sides
+    if dtype is None or low is None or high is None or dtype_of(data) != dtype:
+        return barrier(node, Reason.OPERATOR_IS_NOT_LINEAR, "its bounds are not constant")
+    if not ((low <= high) & (low < np.inf) & (high > -np.inf)).all():
+        return barrier(node, Reason.OPERATOR_HAS_NO_RULE, "the low bound is above the high one, or nothing is between")
+    bounds = Bounds(low, high)
+    axes = {a for side in (bounds.low, bounds.high) for a, size in enumerate(side.shape) if size > 1}
+    return Reading(Clamp(context.rank(data), dtype, axes=tuple(sorted(axes))), (data,), bounds=bounds)
+
+
+def _side(side: Any, other: float, data: Node, context: Context) -> Float64Array | None:
+    """A bound, of no axes or of those of the value; None where it is not constant or may broadcast the value up."""
+    if side is None:
+        return np.asarray(other)
+    array, shape = _constant(side, context), context.shapes[data]
+    if array is None or not _fits(array, shape):
+        return None
+    return array.reshape((1,) * (len(shape) - array.ndim) + array.shape) if array.ndim else array
