@@ -55,16 +55,16 @@ TABLE = {
     ),
     "checks": row(
         4,
-        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle selftest verification "
-        "torchcheck",
+        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle verification torchcheck "
+        "torch_running",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch",
     ),
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch benchmarking calibrating checking history model_size recalibrating reproduction "
-        "selecting torch_dispatch torch_result unfolding",
+        "__init__ api api_torch checking history model_size recalibrating torch_dispatch torch_plan torch_result "
+        "unfolding",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),
@@ -101,8 +101,9 @@ EXCEPTIONS = {
         "frontends.onnx_regions",
     },
     "localsizes": {"folding", "regions", "frontends.onnx_scopes", "frontends.onnx_shapes"},  # regions, shapes in them
-    "report.recalibration_report": {"footprint", "recalibration"},  # as verification, the result of which is a check
-    "torchcheck": {"frontends.torch_capture"},  # which other sizes the module takes
+    "report.recalibration_report": {"recalibration"},  # as verification, the result of which is a check
+    "torchcheck": {"frontends.torch_capture"},  # copies
+    "torch_running": {"frontends.torch_capture", "frontends.torch_decisions"},  # which other sizes the module takes
     "oracle": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
 }
 

@@ -7,11 +7,13 @@ the module runs with twice of it, is captured a second time, and what differs th
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import MissingPackageError, ModelError
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+
+#: What torch says of its attempts.
+_LOGGERS = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils", "torch.fx.experimental.symbolic_shapes")
 
 #: Sizes of 0 and 1 torch.export never takes for others.
 _SMALLEST = 2
@@ -158,7 +163,7 @@ def _runs(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
 
 def _run_fake(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     import torch  # noqa: PLC0415
-    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: PLC0415
     from torch.utils import _pytree  # noqa: PLC0415
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -166,14 +171,14 @@ def _run_fake(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         name: mode.from_tensor(t) for name, t in (*module.named_parameters(), *module.named_buffers())
     }
     sample = _pytree.tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, inputs)
-    with mode:
+    with mode, suppress(DataDependentOutputException):  # fakes have no numbers to decide by
         torch.func.functional_call(module, state, sample)
 
 
 def _succeeds(run: Callable[[], object]) -> bool:
     import torch  # noqa: PLC0415
 
-    with torch.no_grad(), _silent(), torch.random.fork_rng():
+    with torch.no_grad(), silent(), torch.random.fork_rng():
         try:
             run()
         except Exception:  # whatever the module says: it does not take them
@@ -192,11 +197,10 @@ def _export(module: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
     def dynamic(leaf: Any) -> Any:
         return dict.fromkeys(range(leaf.ndim), auto) if isinstance(leaf, torch.Tensor) else None
 
-    with torch.no_grad(), _silent():
+    shapes = _pytree.tree_map(dynamic, _as_parameters(module, inputs))
+    with torch.no_grad(), silent(), redirect_stderr(StringIO()):  # on which torch writes what it has captured so far
         try:
-            return torch.export.export(
-                copied(module), inputs, dynamic_shapes=_pytree.tree_map(dynamic, inputs), strict=False
-            )
+            return torch.export.export(copied(module), inputs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ModelError(
@@ -206,10 +210,17 @@ def _export(module: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
             ) from error
 
 
+def _as_parameters(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`inputs` as torch.export wants to have their sizes described: those of a `*parameter` as one tuple."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    place = next((i for i, p in enumerate(parameters) if p.kind is inspect.Parameter.VAR_POSITIONAL), len(inputs))
+    return inputs if place >= len(inputs) else (*inputs[:place], inputs[place:])
+
+
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Nothing of what torch has to say about attempts that may fail."""
-    loggers = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     disabled = [logger.disabled for logger in loggers]
     try:
         for logger in loggers:

@@ -1,0 +1,144 @@
+"""What a fold of a PyTorch module will do: to the whole, or part by part where torch.export cannot capture that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnfold.decision import Decision, Folded, Kept, Reason, Refusal
+from bnfold.errors import ModelError
+from bnfold.folding import FoldPlan, plan
+from bnfold.frontends.torch_capture import capture, limits
+from bnfold.frontends.torch_graph import TorchGraph
+from bnfold.frontends.torch_observed import observe
+from bnfold.frontends.torch_parts import Part, ends_of, find_parts
+from bnfold.frontends.torch_write import write
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bnfold.affine import Float64Array
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A plan.
+
+    Attributes:
+        parts: Each captured graph and what is done to it; one if the module was captured whole.
+        decisions: All of them, in the order in which the forward pass comes to them.
+        inputs: Example inputs for the check.
+        notes: For the report.
+        paths: Decisions of the forward pass, for each of which the check runs; none if it was captured whole.
+    """
+
+    parts: tuple[tuple[TorchGraph, FoldPlan], ...]
+    decisions: tuple[Decision, ...]
+    inputs: tuple[Any, ...]
+    notes: tuple[str, ...]
+    paths: tuple[tuple[bool, ...], ...] = ()
+
+    def write(self, target: nn.Module) -> None:
+        """Change `target`, which is the module that was planned for or a copy of it."""
+        for graph, made in self.parts:
+            write(target, graph, made)
+
+
+def plan_module(module: nn.Module, inputs: tuple[Any, ...], wanted: Callable[[str], bool]) -> Planned:
+    """Plan for the module as a whole, or for its parts.
+
+    Raises:
+        ModelError: It does not run on the inputs.
+    """
+    try:
+        captured = capture(module, inputs)
+    except ModelError as error:
+        return _of_parts(module, inputs, wanted, error.what)
+    graph = TorchGraph(module, captured)
+    made = plan(graph, wanted, merges=False)
+    return Planned(((graph, made),), made.decisions, captured.inputs, limits(captured))
+
+
+def _of_parts(module: nn.Module, inputs: tuple[Any, ...], wanted: Callable[[str], bool], why: str) -> Planned:
+    seen = observe(module, inputs)
+    found = find_parts(module, seen, why)
+    placed: list[tuple[int, Decision]] = []
+    planned: list[tuple[TorchGraph, FoldPlan]] = []
+    for part in found.parts:
+        graph, made, decisions = _of_part(module, part, wanted)
+        planned.append((graph, made))
+        placed += [(found.places[part.path], decision) for decision in decisions]
+    last = len(found.places)
+    placed += [(found.places.get(path, last), _excluded(kept, wanted)) for path, kept in found.kept]
+    ordered = tuple(decision for _, decision in sorted(placed, key=lambda pair: pair[0]))
+    return Planned(
+        tuple(planned), ordered, inputs, tuple(_notes(found.refused, planned, found.parts)), tuple(seen.paths)
+    )
+
+
+def _excluded(kept: Kept, wanted: Callable[[str], bool]) -> Kept:
+    return kept if wanted(kept.subject.name) else replace(kept, refusals=(Refusal(Reason.EXCLUDED_BY_CALLER),))
+
+
+def _of_part(
+    module: nn.Module, part: Part, wanted: Callable[[str], bool]
+) -> tuple[TorchGraph, FoldPlan, tuple[Decision, ...]]:
+    """The plan on which all kinds of calls agree, and its decisions."""
+    graphs = [TorchGraph(module, captured) for captured in part.captures]
+    plans = [plan(graph, wanted, merges=False) for graph in graphs]
+    folded = [{_name(d) for d in made.decisions if isinstance(d, Folded)} for made in plans]
+    given_up: set[str] = set()
+    for allowed in (set.intersection(*folded), set[str]()):
+        if _agree(graphs, plans):
+            break
+        given_up = set.union(*folded) - allowed
+        plans = [plan(graph, lambda name: wanted(name) and name in allowed, merges=False) for graph in graphs]  # noqa: B023
+    disagree = Refusal(Reason.CALLS_DISAGREE, part.path)
+    decisions = [_to_the_whole(decision, part.because) for decision in plans[0].decisions]
+    return graphs[0], plans[0], tuple(Kept(d.subject, (disagree,)) if _name(d) in given_up else d for d in decisions)
+
+
+def _to_the_whole(decision: Decision, because: Refusal) -> Decision:
+    if not isinstance(decision, Kept):
+        return decision
+    return replace(decision, refusals=tuple(dict.fromkeys(ends_of(r, because) for r in decision.refusals)))
+
+
+def _name(decision: Decision) -> str:
+    return decision.subject.name
+
+
+def _agree(graphs: list[TorchGraph], plans: list[FoldPlan]) -> bool:
+    """Whether all plans write the same numbers to the same places."""
+    first, *others = (dict(_writes(*pair)) for pair in zip(graphs, plans, strict=True))
+    return all(
+        first.keys() == other.keys()
+        and all(np.array_equal(a, b) for key in first for a, b in zip(first[key], other[key], strict=True))
+        for other in others
+    )
+
+
+def _writes(graph: TorchGraph, made: FoldPlan) -> Iterator[tuple[str, tuple[Float64Array, ...]]]:
+    """What a plan changes, by name."""
+    bench = made.bench
+    for index in bench.absorbed:
+        params = bench.linear_params(graph.operators[index])
+        yield f"{graph.linears[index].weight} {graph.linears[index].bias}", (params.weight, params.bias)
+    for index in bench.removed:
+        yield f"without {graph.batchnorms[index].path}", ()
+    for index in set(bench.affines) - set(bench.removed):
+        yield graph.batchnorms[index].path, (bench.affines[index].scale, bench.affines[index].shift)
+
+
+def _notes(refused: Mapping[str, str], planned: list[tuple[TorchGraph, FoldPlan]], parts: list[Part]) -> Iterator[str]:
+    for path, why in refused.items():
+        clause = why.removeprefix("torch.export cannot capture it: ")
+        yield f"torch.export cannot capture {path or 'the whole'}: {clause}"
+    listed = ", ".join(part.path for part, (_, made) in zip(parts, planned, strict=True) if made.bench.folds)
+    yield f"folded from observed runs on the example inputs, part by part: {listed or 'nothing'}"
+    for part in parts:
+        for captured in part.captures:
+            yield from (f"{part.path} {limit}" for limit in limits(captured))

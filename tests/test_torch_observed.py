@@ -1,0 +1,483 @@
+"""Modules that torch.export cannot capture: folded part by part from observed runs, right on every path through them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_torch_guards import Net, conv
+from torch import Tensor, nn
+from torch_models import names, sample
+
+import bnfold
+from bnfold import TorchFoldResult
+from bnfold.decision import Folded, Kept, Reason, Refusal
+from bnfold.errors import ModelError
+
+SCREEN = (2, 3, 9, 9)
+
+
+class Block(nn.Module):
+    """A convolution and its BatchNorm."""
+
+    def __init__(self, inputs: int = 4, outputs: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.bn(self.conv(x))
+        return result
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """In float64 and eval mode, with parameters and statistics of no special form, whether or not they are called."""
+    generator = torch.Generator().manual_seed(3)
+    for part in module.double().eval().modules():
+        if isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d):
+            for tensor in (part.running_mean, part.weight, part.bias):
+                if tensor is not None:
+                    tensor.data.normal_(generator=generator)
+            if part.running_var is not None:
+                part.running_var.uniform_(0.5, 2.0, generator=generator)
+    return module
+
+
+def fold(module: nn.Module, *inputs: Any, **options: Any) -> TorchFoldResult:
+    """Fold, and compare both ways through the module: on inputs of positive, negative and any numbers."""
+    given = inputs or (sample(*SCREEN),)
+    result = bnfold.fold(module, example_inputs=given, **options)
+    for turn in (Tensor.abs, lambda x: -x.abs(), Tensor.clone, lambda x: 3 * x.flip(0)):
+        turned = [turn(x) if isinstance(x, Tensor) else x for x in given]
+        with torch.no_grad():
+            old, new = copy.deepcopy(module)(*turned), copy.deepcopy(result.module)(*turned)
+        assert (old - new).abs().max() <= 1e-11 * old.abs().max(), "the folded module differs"
+    return result
+
+
+def folded(result: TorchFoldResult) -> list[str]:
+    return sorted(names(result.decisions, Folded))
+
+
+def refusal(result: TorchFoldResult, name: str) -> Refusal:
+    (found,) = [kept for kept in result.report.kept if kept.subject.name == name]
+    return found.refusals[0]
+
+
+def test_both_branches_are_folded_and_the_report_says_how() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.a(x) if x.sum() > 0 else s.b(x)
+        return s.last(y)
+
+    net = lively(Net(forward, a=Block(3), b=Block(3), last=Block()))
+    result = fold(net)
+    assert folded(result) == ["a.bn", "b.bn", "last.bn"]
+    assert type(result.module) is Net
+    first, second = result.report.notes
+    assert first.startswith("torch.export cannot capture the whole: Could not guard on data-dependent expression")
+    assert second == "folded from observed runs on the example inputs, part by part: " + ", ".join(
+        d.subject.name.removesuffix(".bn") for d in result.report.folded
+    )
+    assert result.report.before.batchnorms == 3
+    assert result.report.after is not None
+    assert result.report.after.batchnorms == 0
+    assert bnfold.inspect(net, example_inputs=(sample(*SCREEN),)).decisions == result.decisions
+
+
+def test_the_original_stays_as_it_is_and_inplace_changes_it() -> None:
+    net = lively(Net(lambda s, x: s.a(x) if x.sum() > 0 else s.b(x), a=Block(3), b=Block(3)))
+    before = copy.deepcopy(net.state_dict())
+    fold(net)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert bnfold.fold(net, example_inputs=(sample(*SCREEN),), inplace=True).module is net
+    assert isinstance(net.a.bn, nn.Identity)
+    assert isinstance(net.b.bn, nn.Identity)
+
+
+def test_the_check_runs_both_ways() -> None:
+    net = lively(Net(lambda s, x: s.a(x) if x.sum() > 0 else s.b(x), a=Block(3), b=Block(3)))
+    checked = bnfold.fold(net, example_inputs=(sample(*SCREEN),)).report.verification
+    assert checked is not None
+    assert len(checked.quick[0].runs) == 4  # two ways, two sizes
+
+
+def test_a_wrong_fold_of_the_branch_that_the_example_does_not_take_fails_the_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bnfold.frontends import torch_write  # noqa: PLC0415
+
+    x = sample(*SCREEN)
+    net = lively(Net(lambda s, x: s.a(x) if x.sum() > 0 else s.b(x), a=Block(3), b=Block(3)))
+    other = "b" if x.sum() > 0 else "a"
+    right = torch_write._write_linear
+
+    def wrong(target: nn.Module, site: Any, params: Any) -> None:
+        right(target, site, params)
+        if site.weight.startswith(other):
+            torch_write._named(target, site.weight).data[0, 0, 0, 0] += 1e-3
+
+    monkeypatch.setattr(torch_write, "_write_linear", wrong)
+    with pytest.raises(bnfold.VerificationError, match="the folded module differs"):
+        bnfold.fold(net, example_inputs=(x,))
+
+
+def test_a_part_that_is_used_in_pieces_on_another_path_stays() -> None:
+    net = lively(Net(lambda s, x: s.block.conv(x) if x.sum() > 0 else s.block(x), block=Block(3)))
+    result = fold(net)
+    assert folded(result) == []
+    assert refusal(result, "block.bn").reason is Reason.PART_ENDS_HERE
+    assert "the whole calls block.conv" in refusal(result, "block.bn").detail
+
+
+def test_a_part_whose_weight_is_read_from_outside_stays() -> None:
+    net = lively(Net(lambda s, x: s.block(x) if x.sum() > 0 else s.block.conv.weight.sum() * x, block=Block(3, 3)))
+    result = fold(net)
+    assert folded(result) == []
+    assert "the whole reads a parameter of block.conv" in refusal(result, "block.bn").detail
+
+
+def test_asking_for_the_type_of_a_weight_is_no_reading() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        x = x.to(s.block.conv.weight.dtype)
+        result: Tensor = s.block(x) if x.sum() > 0 else x
+        return result
+
+    assert folded(fold(lively(Net(forward, block=Block(3, 3))))) == ["block.bn"]
+
+
+def test_code_that_no_run_reaches_and_that_names_a_piece_keeps_the_part() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = -x
+        if x.sum().item() > 1e6:  # a number, which nothing can turn about
+            return s.block.conv(x)
+        result: Tensor = s.block(x)
+        return result
+
+    result = fold(lively(Net(forward, block=Block(3))))
+    assert folded(result) == []
+    assert refusal(result, "block.bn").reason is Reason.CODE_NOT_OBSERVED
+    assert refusal(result, "block.bn").detail.endswith("of forward")
+    assert "of forward" in str(refusal(result, "block.bn"))
+
+
+def test_code_that_no_run_reaches_and_that_does_not_touch_the_part_keeps_nothing() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = -x
+        if x.sum().item() > 1e6:
+            x = x / 2
+        result: Tensor = s.block(x)
+        return result
+
+    assert folded(fold(lively(Net(forward, block=Block(3))))) == ["block.bn"]
+
+
+def test_code_that_only_raises_keeps_nothing() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        if x.sum().item() > 1e6:
+            raise ValueError(f"too large for {s.block.conv}")
+        y: Tensor = s.block(x)
+        return y if y.sum() > 0 else -y
+
+    assert folded(fold(lively(Net(forward, block=Block(3))))) == ["block.bn"]
+
+
+def test_a_method_that_no_run_calls_may_do_anything() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block(3)
+
+        def pieces(self, x: Tensor) -> Tensor:
+            result: Tensor = next(iter(self.block.children()))(x)
+            return result
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.pieces(x) if x.sum().item() > 1e6 else self.block(x)
+            return result
+
+    assert refusal(fold(lively(Whole())), "block.bn").reason is Reason.CODE_NOT_OBSERVED
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        lambda s, part, x: part[0](x),
+        lambda s, part, x: getattr(s, "block")[0](x),  # noqa: B009
+        lambda s, part, x: s.get_submodule("block.0")(x),
+        lambda s, part, x: list(s.children())[0][0](x),
+        lambda s, part, x: nn.Sequential(*[part])[0][0](x),
+    ],
+)
+def test_code_that_may_reach_a_part_without_its_name_keeps_it(elsewhere: Callable[..., Tensor]) -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        part = s.block
+        if x.sum().item() > 1e6:
+            return elsewhere(s, part, x)
+        y: Tensor = part(x)
+        return y if y.sum() > 0 else -y
+
+    net = lively(Net(forward, block=nn.Sequential(conv(), nn.BatchNorm2d(4))))
+    assert refusal(fold(net), "block.1").reason is Reason.CODE_NOT_OBSERVED
+
+
+def test_a_part_that_is_never_called_is_kept_and_says_so() -> None:
+    net = lively(Net(lambda s, x: s.a(x) if x.sum().item() > 1e6 else s.b(x), a=Block(3), b=Block(3)))
+    result = bnfold.fold(net, example_inputs=(sample(*SCREEN),), verify=False)
+    assert refusal(result, "a.bn").reason is Reason.NOT_REACHED
+    (kept,) = [kept for kept in result.report.kept if kept.subject.name == "a.bn"]
+    assert kept.remedy == "give example_inputs for which the forward pass calls it"
+    assert kept.subject.channels == 4
+
+
+def test_parts_of_parts_are_folded() -> None:
+    def inner(s: Net, x: Tensor) -> Tensor:
+        return s.block(x) if x.mean() > 0.1 else -s.other(x)
+
+    def outer(s: Net, x: Tensor) -> Tensor:
+        return s.deep(x) if x.max() > 0 else s.deep(x) * 2
+
+    deep = Net(inner, block=Block(3), other=nn.Sequential(nn.Dropout(), Block(3)))
+    result = fold(lively(Net(outer, deep=deep)))
+    assert folded(result) == ["deep.block.bn", "deep.other.1.bn"]
+    assert [note.split(":")[0] for note in result.report.notes[:2]] == [
+        "torch.export cannot capture the whole",
+        "torch.export cannot capture deep",
+    ]
+
+
+def test_a_batchnorm_that_the_uncaptured_code_calls_itself_is_kept() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.bn(s.conv(x))
+        return y if y.sum() > 0 else -y
+
+    result = fold(lively(Net(forward, conv=conv(), bn=nn.BatchNorm2d(4))))
+    assert refusal(result, "bn").reason is Reason.PART_ENDS_HERE
+    (kept,) = result.report.kept
+    assert kept.remedy.startswith("let one module hold the BatchNorm")
+
+
+def test_a_batchnorm_in_the_code_itself_is_kept() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+            self.register_buffer("mean", torch.zeros(4))
+            self.register_buffer("var", torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = nn.functional.batch_norm(self.conv(x), self.mean, self.var)
+            return y if y.sum() > 0 else -y
+
+    (kept,) = fold(lively(Whole())).report.kept
+    assert kept.subject.name == "batch_norm"
+    assert kept.refusals[0].reason is Reason.PART_ENDS_HERE
+
+
+def test_the_ends_of_a_part_are_no_ends_of_the_model() -> None:
+    net = lively(Net(lambda s, x: s.a(x) if x.sum() > 0 else -s.a(x), a=nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())))
+    result = fold(net)
+    reasons = {r.reason for kept in result.report.kept for r in kept.refusals}
+    assert Reason.PART_ENDS_HERE in reasons
+    assert not reasons & {Reason.READS_MODEL_INPUT, Reason.IS_MODEL_OUTPUT}
+
+
+def test_a_part_that_is_called_twice_as_a_whole_is_folded() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.block(s.block(x))
+        return y if y.sum() > 0 else s.block(y)
+
+    assert folded(fold(lively(Net(forward, block=Block(3, 3))))) == ["block.bn"]
+
+
+def test_tied_weights_between_parts_stay() -> None:
+    first, second = Block(3), Block(3)
+    second.conv.weight = first.conv.weight
+    net = lively(Net(lambda s, x: s.a(x) if x.sum() > 0 else s.b(x), a=first, b=second))
+    result = fold(net)
+    assert {refusal(result, name).reason for name in ("a.bn", "b.bn")} == {Reason.MODULE_CANNOT_HOLD_IT}
+
+
+def test_one_module_in_two_parts_stays() -> None:
+    first, second = Block(3), Block(3)
+    second.conv = first.conv
+    net = lively(Net(lambda s, x: s.a(x) if x.sum() > 0 else s.b(x), a=first, b=second))
+    assert folded(fold(net)) == []
+
+
+@pytest.mark.parametrize("path", ["block", "block.bn"])
+def test_what_a_hook_on_a_part_sees_stays(path: str) -> None:
+    net = lively(Net(lambda s, x: s.block(x) if x.sum() > 0 else s.other(x), block=Block(3), other=Block(3)))
+    net.get_submodule(path).register_forward_hook(lambda _module, _inputs, _output: None)
+    result = fold(net)
+    assert folded(result) == ["other.bn"]
+    assert refusal(result, "block.bn").reason is Reason.MODULE_CANNOT_HOLD_IT
+
+
+def test_a_part_that_sees_two_ranks_keeps_what_they_do_not_agree_on() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        flat = x.flatten(1)[:, :4]
+        return s.part(flat) if x.sum() > 0 else s.part(flat[:, :, None].repeat(1, 1, 4)).mean(2)
+
+    part = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    result = fold(lively(Net(forward, part=part)))
+    assert refusal(result, "part.1").reason is Reason.CALLS_DISAGREE
+
+
+def test_a_part_that_sees_two_sizes_is_folded() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        return s.part(x) if x.sum() > 0 else s.part(x[:, :, 1:-2, 1:-3]).repeat(1, 1, 3, 3)[:, :, :9, :9]
+
+    assert folded(fold(lively(Net(forward, part=Block(3))))) == ["part.bn"]
+
+
+def test_a_rank_that_was_not_seen_is_not_assumed_away() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        flat = x.flatten(1)[:, :4]
+        if flat.sum().item() > 1e6:
+            flat = flat[:, :, None].repeat(1, 1, 4)
+        y: Tensor = s.part(flat)
+        return y if y.sum() > 0 else -y
+
+    part = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    assert refusal(fold(lively(Net(forward, part=part))), "part.1").reason is Reason.CODE_NOT_OBSERVED
+
+
+class Picky(nn.Module):
+    """Takes tensors in many ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block(3, 3)
+
+    def forward(
+        self,
+        x: Tensor | dict[str, Tensor],
+        pair: tuple[Tensor, Tensor | None] | None = None,
+        *,
+        more: Tensor | None = None,
+        flag: bool = False,
+        factor: float = 1.0,
+    ) -> Tensor:
+        y: Tensor = self.block(x["x"] if isinstance(x, dict) else x)
+        y = y if pair is None else y + pair[0]
+        y = y if more is None else y * more
+        return factor * (y.relu() if flag else y)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s, x: s.part({"x": x}),
+        lambda s, x: s.part(x, (x, None)),
+        lambda s, x: s.part(x, more=x),
+        lambda s, x: s.part(x, None, more=None, flag=True),
+        lambda s, x: s.part(x, flag=bool(x.sum() > 0)),
+    ],
+)
+def test_parts_take_dictionaries_tuples_nothing_and_keywords(call: Callable[[Net, Tensor], Tensor]) -> None:
+    net = Net(lambda s, x: call(s, x) if x.mean() > 0 else -call(s, x), part=Picky())
+    assert folded(fold(lively(net))) == ["part.block.bn"]
+
+
+def test_numbers_that_may_differ_from_call_to_call_are_no_constants() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = conv(), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor, factor: float) -> Tensor:
+            result: Tensor = self.bn(self.conv(x) * factor)
+            return result
+
+    net = lively(Net(lambda s, x: s.part(x, x.sum().item()), part=Scaled()))
+    result = fold(net)
+    assert folded(result) == []
+
+
+def test_flags_that_are_made_of_numbers_are_no_constants() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        return s.part(x, flag=x.sum().item() > 1e6)
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = conv(), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor, flag: bool) -> Tensor:
+            y: Tensor = self.conv(x)
+            return y if flag else self.bn(y)
+
+    net = lively(Net(forward, part=Part()))
+    result = bnfold.fold(net, example_inputs=(sample(*SCREEN),))
+    assert folded(result) == []
+    with torch.no_grad():
+        x = sample(*SCREEN).abs() * 1e6
+        assert torch.equal(net(x), result.module(x))
+
+
+def test_what_a_caller_wants_to_keep_stays() -> None:
+    net = lively(Net(lambda s, x: s.a(x) if x.sum() > 0 else s.b(x), a=Block(3), b=Block(3)))
+    result = fold(net, keep="^b")
+    assert folded(result) == ["a.bn"]
+    assert refusal(result, "b.bn").reason is Reason.EXCLUDED_BY_CALLER
+
+
+def test_a_loop_over_modules_is_folded_module_by_module() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Block(3, 3) for _ in range(3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+                if x.abs().max() < 1e-3:
+                    break
+            return x
+
+    net = lively(Loop())
+    result = bnfold.fold(net, example_inputs=(sample(*SCREEN),))
+    assert folded(result) == [f"layers.{i}.bn" for i in range(3)]
+
+
+def test_a_decision_without_an_end_does_not_hang() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y: Tensor = s.block(x)
+        while y.abs().max() > 1.0:
+            y = y / 2
+        return y
+
+    result = bnfold.fold(lively(Net(forward, block=Block(3))), example_inputs=(sample(*SCREEN),))
+    assert folded(result) == ["block.bn"]
+
+
+def test_a_module_that_does_not_run_is_a_clear_error() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        result: Tensor = s.block(x)[:, :, :, :, 0]
+        return result
+
+    with pytest.raises(
+        ModelError, match=r"^Net: module\(\*example_inputs\) raises IndexError: too many indices.*; correct it"
+    ):
+        bnfold.fold(lively(Net(forward, block=Block(3))), example_inputs=(sample(*SCREEN),))
+
+
+def test_inputs_of_the_wrong_number_are_a_clear_error() -> None:
+    with pytest.raises(ModelError, match=r"module\(\*example_inputs\) raises TypeError"):
+        bnfold.fold(lively(Block(3)), example_inputs=(sample(*SCREEN), sample(*SCREEN)))
+
+
+def test_nothing_is_printed_about_what_cannot_be_captured(capfd: pytest.CaptureFixture[str]) -> None:
+    net = lively(Net(lambda s, x: s.a(x) if x.sum() > 0 else s.b(x), a=Block(3), b=Block(3)))
+    bnfold.inspect(net, example_inputs=(sample(*SCREEN),))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_kept_decision_of_each_kind_is_kept() -> None:
+    net = lively(Net(lambda s, x: s.block.conv(x) if x.sum() > 0 else s.block(x), block=Block(3)))
+    assert isinstance(fold(net).decisions[0], Kept)
