@@ -69,7 +69,8 @@ class Observation:
 
     def unseen(self, module: nn.Module, path: str) -> Unseen:
         """What was not run of the code behind the forward pass of the module at `path`."""
-        names = {name for full, _ in _named(module) for name in full.split(".")}
+        held = [*module.named_modules(remove_duplicate=False), *_tensors(module)]
+        names = {name for full, _ in held for name in full.split(".")}
         return unseen(self.coverage.get(path, {}), module.get_submodule(path), frozenset(names))
 
 
@@ -117,10 +118,14 @@ class _Run:
         self._module, self._found = module, found
         self._stack: list[str] = []
         self._names: dict[str, list[str]] = {}
+        self._first: dict[str, str] = {}
         first: dict[int, str] = {}
         for path, part in module.named_modules(remove_duplicate=False):
-            self._names.setdefault(first.setdefault(id(part), path), []).append(path)
-        self._owners = {id(tensor): name.rpartition(".")[0] for name, tensor in reversed(list(_named(module)))}
+            self._first[path] = first.setdefault(id(part), path)
+            self._names.setdefault(self._first[path], []).append(path)
+        self._owners: dict[int, list[str]] = {}
+        for name, tensor in _tensors(module):
+            self._owners.setdefault(id(tensor), []).append(self._first[name.rpartition(".")[0]])
 
     def go(self, inputs: tuple[Any, ...], forced: tuple[bool, ...]) -> tuple[list[tuple[Site, bool]], Exception | None]:
         """The decisions that were made, and what was raised."""
@@ -162,13 +167,15 @@ class _Run:
         part.register_forward_hook(leave, always_call=True)
 
     def _reached(self, path: str, how: str) -> None:
-        """Whatever holds `path`, and does not run, is reached into."""
-        for name in self._names[path]:
-            pieces = name.split(".")
-            for length in range(1, len(pieces)):
-                above = ".".join(pieces[:length])
-                if above not in self._stack:
-                    self._found.opened.setdefault(above, how)
+        """Whatever holds the module, and does not run, is reached into; of its names one counts that all run."""
+        idle = [[above for above in self._above(name) if above not in self._stack] for name in self._names[path]]
+        for above in {above for found in idle for above in found} if all(idle) else ():
+            self._found.opened.setdefault(above, how)
+
+    def _above(self, name: str) -> list[str]:
+        """The modules between the whole and the module of that name."""
+        pieces = name.split(".")
+        return [self._first[".".join(pieces[:length])] for length in range(1, len(pieces))]
 
     def _note(self, path: str, args: Any, kwargs: Any) -> None:
         from torch.utils import _pytree  # noqa: PLC0415
@@ -193,10 +200,12 @@ class _Run:
         if getattr(function, "__self__", None) in _facts():
             return
         for leaf in _pytree.tree_leaves(given):
-            owner = self._owners.get(id(leaf))
-            if owner is not None and owner not in self._stack:
-                self._found.opened.setdefault(owner, f"{here or 'the whole'} reads a parameter of {owner}")
-                self._reached(owner, f"{here or 'the whole'} reads a parameter of {owner}")
+            owners = self._owners.get(id(leaf), [""])
+            if not any(owner in self._stack for owner in owners):
+                for owner in owners:
+                    how = f"{here or 'the whole'} reads a parameter of {owner}"
+                    self._found.opened.setdefault(owner, how)
+                    self._reached(owner, how)
 
 
 def _facts() -> tuple[Any, ...]:
@@ -208,11 +217,10 @@ def _facts() -> tuple[Any, ...]:
     )
 
 
-def _named(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every parameter and buffer, under each of its names; and every module."""
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every parameter and buffer, under each of its names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
-    yield from module.named_modules(remove_duplicate=False)
 
 
 def _is_tensor(leaf: object) -> bool:

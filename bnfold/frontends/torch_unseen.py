@@ -104,7 +104,8 @@ def _own_names(part: nn.Module) -> frozenset[str]:
 
     classes = [kind for kind in type(part).__mro__ if kind not in (torch.nn.Module, object)]
     common = (set(dir(torch.nn.Module)) - set(dir(torch.Tensor))) | {"__dict__", "__getattr__", "__call__"}
-    return frozenset(common.union(*(vars(kind) for kind in classes)))
+    own = (name for kind in classes for name, value in vars(kind).items() if hasattr(type(value), "__get__"))
+    return frozenset(common.union(own))
 
 
 def _never_called(runs: Mapping[CodeType, _Run]) -> Iterable[tuple[CodeType, _Run]]:
