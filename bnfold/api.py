@@ -82,8 +82,8 @@ def inspect(  # noqa: PLR0913
 
     Args:
         model: A model, the path of an ONNX file, or a PyTorch module in eval mode.
-        example_inputs: What the forward pass of a PyTorch module takes. Such a module takes `only` and `keep` besides,
-            and nothing else.
+        example_inputs: What the forward pass of a PyTorch module takes; by default made up where its layers tell, and
+            the notes say so. Such a module takes `only` and `keep` besides, and nothing else.
         only: A regular expression; BatchNorms in whose name it is not found are kept.
         keep: A regular expression; BatchNorms in whose name it is found are kept.
         keep_overridable: Leave initializers alone that are also graph inputs, which a caller may override.
@@ -119,7 +119,7 @@ def inspect(  # noqa: PLR0913
 def fold(
     model: nn.Module,
     *,
-    example_inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...] | None = ...,
     inplace: bool = ...,
     only: str | None = ...,
     keep: str | None = ...,
@@ -178,8 +178,8 @@ def fold(  # noqa: PLR0913
 
     Args:
         model: A model, which stays as it is, the path of an ONNX file, or a PyTorch module in eval mode.
-        example_inputs: What the forward pass of a PyTorch module takes. Such a module takes `inplace`, `only`, `keep`,
-            `verify`, `seed` and `progress` besides, and nothing else.
+        example_inputs: As `inspect`. A PyTorch module takes `inplace`, `only`, `keep`, `verify`, `seed` and `progress`
+            besides, and nothing else.
         inplace: Whether the PyTorch module itself is changed, and not a copy of it.
         calibrate: Data to recalibrate on first, as `recalibrate` takes it, or a `Calibration`, which also says how; the
             result is then compared with the recalibrated model.

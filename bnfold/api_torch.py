@@ -76,8 +76,8 @@ def fold_module(  # noqa: PLR0913
 
 def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> Planned:
     _check_module(module)
-    if not isinstance(inputs, tuple):
-        what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
+    if inputs is not None and not isinstance(inputs, tuple):
+        what = f"the inputs of a PyTorch module are a tuple, not a {type(inputs).__name__}"
         raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
     return plan_module(module, inputs, wanted)
 

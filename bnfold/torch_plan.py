@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnfold.decision import Decision, Folded, Kept, Reason, Refusal
-from bnfold.errors import ModelError
+from bnfold.errors import ModelError, UsageError
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.torch_capture import capture, limits
 from bnfold.frontends.torch_graph import TorchGraph
+from bnfold.frontends.torch_guess import differs_elsewhere, made_up_inputs
 from bnfold.frontends.torch_observed import observe
 from bnfold.frontends.torch_parts import Part, ends_of, find_parts
 from bnfold.frontends.torch_write import write
@@ -47,12 +48,15 @@ class Planned:
             write(target, graph, made)
 
 
-def plan_module(module: nn.Module, inputs: tuple[Any, ...], wanted: Callable[[str], bool]) -> Planned:
+def plan_module(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> Planned:
     """Plan for the module as a whole, or for its parts.
 
     Raises:
         ModelError: It does not run on the inputs.
+        UsageError: There are no inputs, and none could be made up.
     """
+    if inputs is None:
+        return _of_guess(module, wanted)
     try:
         captured = capture(module, inputs)
     except ModelError as error:
@@ -62,13 +66,42 @@ def plan_module(module: nn.Module, inputs: tuple[Any, ...], wanted: Callable[[st
     return Planned(((graph, made),), made.decisions, captured.inputs, limits(captured))
 
 
+def _of_guess(module: nn.Module, wanted: Callable[[str], bool]) -> Planned:
+    """For inputs of all kinds that the module's layers tell of."""
+    kinds = made_up_inputs(module)
+    if not kinds:
+        raise _no_inputs("what its layers tell is not enough to make them up")
+    try:
+        captures = tuple(capture(module, inputs) for inputs in kinds)
+    except ModelError as error:
+        raise _no_inputs(
+            "it cannot be captured whole, and what it does is observed on inputs of yours alone"
+        ) from error
+    for captured in captures:
+        if elsewhere := differs_elsewhere(module, captured):
+            raise _no_inputs(f"it may do something else for {elsewhere}")
+    graph, made, decisions = _agreed(module, Part("", captures), wanted)
+    shapes = dict.fromkeys(", ".join(f"{_plain(t.dtype)} {tuple(t.shape)}" for t in inputs) for inputs in kinds)
+    notes = (f"example_inputs were made up: {' or '.join(shapes)}", *(n for c in captures for n in limits(c)))
+    return Planned(((graph, made),), decisions, captures[0].inputs, tuple(dict.fromkeys(notes)))
+
+
+def _no_inputs(why: str) -> UsageError:
+    what = f"a PyTorch module needs example_inputs, the tuple of what its forward pass takes: {why}"
+    return UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
+
+
+def _plain(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _of_parts(module: nn.Module, inputs: tuple[Any, ...], wanted: Callable[[str], bool], why: str) -> Planned:
     seen = observe(module, inputs)
     found = find_parts(module, seen, why)
     placed: list[tuple[int, Decision]] = []
     planned: list[tuple[TorchGraph, FoldPlan]] = []
     for part in found.parts:
-        graph, made, decisions = _of_part(module, part, wanted)
+        graph, made, decisions = _agreed(module, part, wanted)
         planned.append((graph, made))
         placed += [(found.places[part.path], decision) for decision in decisions]
     last = len(found.places)
@@ -83,7 +116,7 @@ def _excluded(kept: Kept, wanted: Callable[[str], bool]) -> Kept:
     return kept if wanted(kept.subject.name) else replace(kept, refusals=(Refusal(Reason.EXCLUDED_BY_CALLER),))
 
 
-def _of_part(
+def _agreed(
     module: nn.Module, part: Part, wanted: Callable[[str], bool]
 ) -> tuple[TorchGraph, FoldPlan, tuple[Decision, ...]]:
     """The plan on which all kinds of calls agree, and its decisions."""
@@ -96,13 +129,13 @@ def _of_part(
             break
         given_up = set.union(*folded) - allowed
         plans = [plan(graph, lambda name: wanted(name) and name in allowed, merges=False) for graph in graphs]  # noqa: B023
-    disagree = Refusal(Reason.CALLS_DISAGREE, part.path)
+    disagree = Refusal(Reason.CALLS_DISAGREE, part.path, "" if part.path else "made-up inputs: give example_inputs")
     decisions = [_to_the_whole(decision, part.because) for decision in plans[0].decisions]
     return graphs[0], plans[0], tuple(Kept(d.subject, (disagree,)) if _name(d) in given_up else d for d in decisions)
 
 
-def _to_the_whole(decision: Decision, because: Refusal) -> Decision:
-    if not isinstance(decision, Kept):
+def _to_the_whole(decision: Decision, because: Refusal | None) -> Decision:
+    if because is None or not isinstance(decision, Kept):
         return decision
     return replace(decision, refusals=tuple(dict.fromkeys(ends_of(r, because) for r in decision.refusals)))
 

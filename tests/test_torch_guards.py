@@ -291,10 +291,10 @@ def test_a_slope_that_depends_on_the_value_is_a_reader_of_it() -> None:
     fold(alive(Net(forward, conv=conv(), bn=nn.BatchNorm2d(4), last=conv(4, 4))))
 
 
-def test_a_module_needs_example_inputs_and_takes_no_onnx_options() -> None:
+def test_example_inputs_are_a_tuple_and_a_module_takes_no_onnx_options() -> None:
     net = nn.Sequential(conv(), nn.BatchNorm2d(4)).eval()
-    with pytest.raises(UsageError, match="needs example_inputs"):
-        bnfold.inspect(net)
+    with pytest.raises(UsageError, match="example_inputs: the inputs of a PyTorch module are a tuple, not a Tensor"):
+        bnfold.inspect(net, example_inputs=sample())
     with pytest.raises(UsageError, match="and nothing else"):
         bnfold.inspect(net, example_inputs=(sample(),), merge=False)
 

@@ -76,17 +76,22 @@ def capture(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
 
 def limits(captured: Captured) -> tuple[str, ...]:
     """Sizes of inputs for which alone the capture holds, because the forward pass asks for them; one sentence each."""
-    ranges = {str(symbol): (str(span.lower), str(span.upper)) for symbol, span in
-              captured.program.range_constraints.items()}  # fmt: skip
-    found = []
+    return tuple(
+        f"captured for axis {axis} of {name} from {lower}{'' if upper is None else f' to {upper}'}"
+        for name, axis, lower, upper in ranges(captured)
+    )
+
+
+def ranges(captured: Captured) -> Iterator[tuple[str, int, int, int | None]]:
+    """The input, the axis, and the least and largest size (None: any) for which alone the capture holds."""
+    known = {str(symbol): (str(span.lower), str(span.upper)) for symbol, span in
+             captured.program.range_constraints.items()}  # fmt: skip
     names = captured.program.graph_signature.user_inputs
     for node in (node for node in captured.nodes if node.name in names):
         for axis, size in enumerate(_shape(node) or ()):
-            lower, upper = ranges.get(str(size), ("0", "int_oo"))
+            lower, upper = known.get(str(size), ("0", "int_oo"))
             if not isinstance(size, int) and (int(lower) > _SMALLEST or upper != "int_oo"):
-                end = "" if upper == "int_oo" else f" to {upper}"
-                found.append(f"captured for axis {axis} of {node.name} from {lower}{end}")
-    return tuple(found)
+                yield node.name, axis, int(lower), None if upper == "int_oo" else int(upper)
 
 
 def _captured(program: ExportedProgram, inputs: tuple[Any, ...]) -> Captured:
@@ -139,7 +144,7 @@ def grown(
                 continue
             trial = [*leaves]
             trial[place] = _doubled(leaves[place], axis)
-            if _runs(module, _pytree.tree_unflatten(trial, spec)):
+            if runs(module, _pytree.tree_unflatten(trial, spec)):
                 leaves, changed = trial, True
     return tuple(_pytree.tree_unflatten(leaves, spec)) if changed else inputs
 
@@ -156,7 +161,7 @@ def _is_tensor(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor)
 
 
-def _runs(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def runs(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Whether the module takes these inputs: on fake tensors first, then for good, as fakes take more."""
     return _succeeds(lambda: _run_fake(copied(module), inputs)) and _succeeds(lambda: copied(module)(*inputs))
 

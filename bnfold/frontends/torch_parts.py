@@ -30,12 +30,12 @@ class Part:
     Attributes:
         path: Its path in the whole.
         captures: One for each kind of call; their names are those of the whole.
-        because: Why it is not part of something larger.
+        because: Why it is not part of something larger; None for the whole.
     """
 
     path: str
     captures: tuple[Captured, ...]
-    because: Refusal
+    because: Refusal | None = None
 
 
 @dataclass(frozen=True, eq=False)
