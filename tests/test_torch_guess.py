@@ -102,7 +102,7 @@ def test_a_module_that_does_something_else_at_other_sizes_gets_no_guess() -> Non
 
 def test_a_module_that_cannot_be_captured_is_not_observed_on_made_up_inputs() -> None:
     net = lively(Net(lambda s, x: s.a(x) if x.sum() > 0 else s.b(x), a=Block(3), b=Block(3)))
-    with pytest.raises(UsageError, match="needs example_inputs.*it cannot be captured whole"):
+    with pytest.raises(UsageError, match=r"needs example_inputs.*it cannot be captured whole"):
         bnfold.fold(net)
 
 
