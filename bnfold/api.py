@@ -5,10 +5,8 @@ The command line calls these and nothing else. Nothing here prints; long work te
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args, overload
 
 import onnx_ir as ir
@@ -34,14 +32,13 @@ from bnfold.selecting import selection
 from bnfold.torch_dispatch import fold_torch, inspect_torch, is_module
 from bnfold.torch_result import TorchFoldResult
 from bnfold.verification import Verification
+from bnfold.verifying import ModelLike, opened, verify
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["FoldResult", "fold", "inspect", "load", "save", "verify"]
 
-#: A model in memory, or the path of an ONNX file.
-ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
 Readers: TypeAlias = Mapping[tuple[str, str], Reader]
 
 
@@ -107,7 +104,7 @@ def inspect(  # noqa: PLR0913
         given_too = (keep_overridable, reduce, not merge, leftover != "keep", simplify, readers)
         return inspect_torch(model, example_inputs, selection(only, keep), given_too)
     form = _form(leftover)
-    given, name = _opened(cast("ModelLike", model))
+    given, name = opened(cast("ModelLike", model))
     original, notes = _prepared(given, simplify, keep_overridable)
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
@@ -208,13 +205,13 @@ def fold(  # noqa: PLR0913
     """
     if is_module(model):
         given_too = (keep_overridable, reduce, not merge, leftover != "keep", simplify, readers, manifest, shapes,
-                     tuple(providers) != ("cpu",), data is not None, calibrate is not None)  # fmt: skip
+                     tuple(providers) != ("cpu",), data is not None)  # fmt: skip
         return fold_torch(model, example_inputs, selection(only, keep), given_too, inplace=inplace, verify=verify,
                           seed=seed, progress=progress)  # fmt: skip
     form = _form(leftover)
     for provider in providers if verify else ():
         require(provider)
-    given, name = _opened(cast("ModelLike", model))
+    given, name = opened(cast("ModelLike", model))
     if data is not None and not verify:
         raise UsageError("data is for the check, which is left out", where=name, remedy="leave out one of the two")
     source = source_of(data, given)
@@ -240,31 +237,6 @@ def fold(  # noqa: PLR0913
         demand(report)
     planned.record(report.verification.providers if report.verification else ())
     return FoldResult(folded, report, history.extended(folded))
-
-
-def verify(  # noqa: PLR0913
-    before: ModelLike,
-    after: ModelLike,
-    *,
-    providers: Sequence[str] = ("cpu",),
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    seed: int = 0,
-    data: DataLike | None = None,
-    progress: Progress | None = None,
-) -> Verification:
-    """Run two models on the same inputs, unoptimised, and compare their outputs and inner tensors of equal name.
-
-    Args and errors as `fold`; a difference is no error here but in the result.
-    """
-    old, new = (_opened(model)[0] for model in (before, after))
-    return Verification((), Check(providers, shapes, seed, source_of(data, old), progress).quick(old, new))
-
-
-def _opened(model: ModelLike) -> tuple[ir.Model, str]:
-    """The model, and its name for the report."""
-    if isinstance(model, ir.Model):
-        return model, model.graph.name or "model"
-    return load(model), Path(model).name
 
 
 def _prepared(given: ir.Model, simplify: bool, keep_overridable: bool) -> tuple[ir.Model, tuple[str, ...]]:

@@ -75,14 +75,19 @@ def fold_module(  # noqa: PLR0913
 
 
 def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> Planned:
-    _check_module(module)
+    check_module(module)
     if inputs is not None and not isinstance(inputs, tuple):
         what = f"the inputs of a PyTorch module are a tuple, not a {type(inputs).__name__}"
         raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
     return plan_module(module, inputs, wanted)
 
 
-def _check_module(module: nn.Module) -> None:
+def check_module(module: nn.Module) -> None:
+    """Whether it can be read at all.
+
+    Raises:
+        ModelError: It is TorchScript, in training mode, or has no parameters yet.
+    """
     import torch  # noqa: PLC0415
 
     name = type(module).__name__

@@ -1,4 +1,4 @@
-"""Which BatchNorms the caller chooses by name: those in which `only` is found, and `keep` is not."""
+"""Which BatchNorms a caller asks for, by regular expressions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from bnfold.errors import UsageError
 
 
 def selection(only: str | None, keep: str | None) -> Callable[[str], bool]:
-    """Whether a name is chosen.
+    """Whether a name is wanted: `only` is found in it, and `keep` is not.
 
     Raises:
-        UsageError: One of them is no regular expression.
+        UsageError: One of the two is no regular expression.
     """
     include, exclude = _pattern(only, "only"), _pattern(keep, "keep")
     return lambda name: (include is None or bool(include.search(name))) and not (exclude and exclude.search(name))

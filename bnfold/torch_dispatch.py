@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from bnfold.errors import UsageError
 from bnfold.report.model import Report
 from bnfold.torch_result import TorchFoldResult
+from bnfold.verification import Verification
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from torch import nn
 
 
@@ -46,6 +48,31 @@ def fold_torch(  # noqa: PLR0913
 
     _refuse(others)
     return fold_module(module, inputs, wanted, inplace=inplace, verify=verify, seed=seed, progress=progress)
+
+
+def verify_torch(  # noqa: PLR0913
+    before: object,
+    after: nn.Module | ir.Model,
+    inputs: tuple[Any, ...] | None,
+    others: tuple[object, ...],
+    *,
+    providers: tuple[str, ...],
+    seed: int,
+    progress: Callable[[str], None] | None,
+) -> Verification:
+    """`verify` with a module; `others` as in `inspect_torch`.
+
+    Raises:
+        UsageError: The first of the two is none.
+    """
+    from bnfold.torch_verify import verify_module  # noqa: PLC0415
+
+    if not is_module(before):
+        raise UsageError("a PyTorch module is the first of the two", where="verify", remedy="verify(module, model)")
+    if any(others):
+        what = "with a PyTorch module, verify takes example_inputs, providers, seed and progress, and nothing else"
+        raise UsageError(what, where="verify")
+    return verify_module(before, after, inputs, providers=providers, seed=seed, progress=progress)
 
 
 def _refuse(others: tuple[object, ...]) -> None:
