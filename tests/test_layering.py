@@ -64,7 +64,7 @@ TABLE = {
     "library": row(
         6,
         "__init__ api api_torch checking history model_size recalibrating torch_dispatch torch_plan torch_result "
-        "torch_verify selecting unfolding verifying",
+        "torch_verify selection unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),

@@ -211,7 +211,7 @@ def _export(module: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
             raise ModelError(
                 f"torch.export cannot capture it: {first.strip()}",
                 where=type(module).__name__,
-                remedy="check that module(*example_inputs) runs, or fold the parts of it that can be captured",
+                remedy="check that module(*example_inputs) runs; without as_graph its parts are folded one by one",
             ) from error
 
 
