@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bnfold.affine import Float64Array
+
+#: Characters of what torch says.
+_LONGEST = 160
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +172,8 @@ def _writes(graph: TorchGraph, made: FoldPlan) -> Iterator[tuple[str, tuple[Floa
 
 def _notes(refused: Mapping[str, str], planned: list[tuple[TorchGraph, FoldPlan]], parts: list[Part]) -> Iterator[str]:
     for path, why in refused.items():
-        clause = why.removeprefix("torch.export cannot capture it: ")
-        yield f"torch.export cannot capture {path or 'the whole'}: {clause}"
+        clause = why.removeprefix("torch.export cannot capture it: ").partition(" (unhinted")[0]
+        yield f"torch.export cannot capture {path or 'the whole'}: {shorten(clause, _LONGEST, placeholder=' ...')}"
     listed = ", ".join(part.path for part, (_, made) in zip(parts, planned, strict=True) if made.bench.folds)
     yield f"folded from observed runs on the example inputs, part by part: {listed or 'nothing'}"
     for part in parts:

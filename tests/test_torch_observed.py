@@ -186,6 +186,38 @@ def test_code_that_only_raises_keeps_nothing() -> None:
     assert folded(fold(lively(Net(forward, block=Block(3))))) == ["block.bn"]
 
 
+def test_code_for_training_and_for_scripts_keeps_nothing() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        if s.training:
+            x = s.block.conv(x)
+        if torch.jit.is_scripting() or s.training:
+            return s.block.conv(x)
+        y: Tensor = s.block(x)
+        return y if y.sum() > 0 else -y
+
+    assert folded(fold(lively(Net(forward, block=Block(3))))) == ["block.bn"]
+
+
+def test_code_that_answers_an_exception_counts() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        try:
+            y: Tensor = s.block(x)
+        except RuntimeError:
+            y = s.block.conv(x)
+        return y if y.sum() > 0 else -y
+
+    assert refusal(fold(lively(Net(forward, block=Block(3)))), "block.bn").reason is Reason.CODE_NOT_OBSERVED
+
+
+def test_code_under_no_grad_is_no_answer_to_an_exception() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y: Tensor = s.block(x)
+        return y if y.sum() > 0 else -y
+
+    assert folded(fold(lively(Net(forward, block=Block(3))))) == ["block.bn"]
+
+
 def test_a_method_that_no_run_calls_may_do_anything() -> None:
     class Whole(nn.Module):
         def __init__(self) -> None:

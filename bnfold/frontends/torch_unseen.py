@@ -27,6 +27,10 @@ _EFFECTS = ("STORE", "DELETE", "CALL", "BINARY", "UNARY", "COMPARE", "CONTAINS",
 #: Instructions that look an attribute up.
 _LOOKS_UP = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD")
 
+#: Attributes and functions that have one value in eval mode, and what may stand between them and a jump.
+_CONSTANT = frozenset({"training", "is_scripting", "is_tracing"})
+_BETWEEN = frozenset({"TO_BOOL", "UNARY_NOT", "PRECALL", "CALL", "PUSH_NULL", "CALL_FUNCTION", "CALL_METHOD"})
+
 #: Functions with which code reaches what it does not name.
 _INDIRECT = frozenset({"eval", "exec", "getattr", "globals", "locals", "vars"})
 
@@ -91,8 +95,8 @@ def unseen(runs: Mapping[CodeType, _Run], part: nn.Module, names: frozenset[str]
         for place in _not_run(listed, run.offsets):
             found, where = listed[place], f"line {lines(listed[place].offset)} of {code.co_name}"
             at_all = at_all or (where if found.opname.startswith(_EFFECTS) else "")
-            for name in _mentions(found) & names:
-                mentioned.setdefault(name, where)
+            if found.opname.startswith(_LOOKS_UP) and found.argval in names:
+                mentioned.setdefault(found.argval, where)
             if _reaches(listed, place, run, code, own):
                 anything = anything or where
     return Unseen(mentioned, anything, at_all)
@@ -120,19 +124,30 @@ def _never_called(runs: Mapping[CodeType, _Run]) -> Iterable[tuple[CodeType, _Ru
 
 
 def _not_run(listed: list[dis.Instruction], offsets: set[int]) -> list[int]:
-    """The places of the instructions that were not run and do not only lead to an exception."""
+    """The places of the instructions that were not run, may be, and do not only lead to an exception."""
     places = {entry.offset: place for place, entry in enumerate(listed)}
-    ends_well = {place for place, entry in enumerate(listed) if entry.offset in offsets or "RETURN" in entry.opname}
-    grown = True
-    while grown:
-        more = {
-            p
-            for p in range(len(listed))
-            if p not in ends_well and any(s in ends_well for s in _next(listed, p, places))
-        }
+    after = [list(_next(listed, place, places)) for place in range(len(listed))]
+    ran = {place for place, entry in enumerate(listed) if entry.offset in offsets}
+    ends_well = ran | {place for place, entry in enumerate(listed) if "RETURN" in entry.opname}
+    while more := {p for p in range(len(listed)) if p not in ends_well and not ends_well.isdisjoint(after[p])}:
         ends_well |= more
-        grown = bool(more)
-    return [place for place in sorted(ends_well) if listed[place].offset not in offsets]
+    starts = {
+        place for place, entry in enumerate(listed) if entry.opname == "PUSH_EXC_INFO"
+    }  # where an exception leads
+    reached = ran | starts if ran else set(range(len(listed)))
+    while more := {s for p in reached if not (p in ran and _is_constant(listed, p)) for s in after[p]} - reached:
+        reached |= more
+    return sorted((reached & ends_well) - ran)
+
+
+def _is_constant(listed: list[dis.Instruction], place: int) -> bool:
+    """Whether the jump depends on what is the same in every run: the module is in eval mode, and no script."""
+    if "_IF_" not in listed[place].opname:
+        return False
+    before = place - 1
+    while before >= 0 and listed[before].opname in _BETWEEN:
+        before -= 1
+    return before >= 0 and listed[before].opname.startswith(_LOOKS_UP) and listed[before].argval in _CONSTANT
 
 
 def _next(listed: list[dis.Instruction], place: int, places: Mapping[int, int]) -> Iterator[int]:
@@ -147,12 +162,6 @@ def _next(listed: list[dis.Instruction], place: int, places: Mapping[int, int]) 
     always = name.startswith("JUMP") and "_IF_" not in name
     if not always and place + 1 < len(listed):
         yield place + 1
-
-
-def _mentions(entry: dis.Instruction) -> set[str]:
-    if entry.opname.startswith(_LOOKS_UP) or (isinstance(entry.argval, str) and entry.opname == "LOAD_CONST"):
-        return {str(entry.argval)}
-    return set()
 
 
 def _reaches(listed: list[dis.Instruction], place: int, run: _Run, code: CodeType, own: frozenset[str]) -> bool:
