@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bnfold.decision import Decision, Folded, Kept, Reason, Refusal
 from bnfold.errors import ModelError, UsageError
 from bnfold.folding import FoldPlan, plan
@@ -17,12 +15,10 @@ from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_guess import differs_elsewhere, made_up_inputs
 from bnfold.frontends.torch_observed import observe
 from bnfold.frontends.torch_parts import Part, ends_of, find_parts
-from bnfold.frontends.torch_write import write
+from bnfold.frontends.torch_write import write, write_the_same
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from bnfold.affine import Float64Array
 
 #: Characters of what torch says.
 _LONGEST = 160
@@ -129,7 +125,7 @@ def _agreed(
     folded = [{_name(d) for d in made.decisions if isinstance(d, Folded)} for made in plans]
     given_up: set[str] = set()
     for allowed in (set.intersection(*folded), set[str]()):
-        if _agree(graphs, plans):
+        if write_the_same(list(zip(graphs, plans, strict=True))):
             break
         given_up = set.union(*folded) - allowed
         plans = [plan(graph, lambda name: wanted(name) and name in allowed, merges=False) for graph in graphs]  # noqa: B023
@@ -146,28 +142,6 @@ def _to_the_whole(decision: Decision, because: Refusal | None) -> Decision:
 
 def _name(decision: Decision) -> str:
     return decision.subject.name
-
-
-def _agree(graphs: list[TorchGraph], plans: list[FoldPlan]) -> bool:
-    """Whether all plans write the same numbers to the same places."""
-    first, *others = (dict(_writes(*pair)) for pair in zip(graphs, plans, strict=True))
-    return all(
-        first.keys() == other.keys()
-        and all(np.array_equal(a, b) for key in first for a, b in zip(first[key], other[key], strict=True))
-        for other in others
-    )
-
-
-def _writes(graph: TorchGraph, made: FoldPlan) -> Iterator[tuple[str, tuple[Float64Array, ...]]]:
-    """What a plan changes, by name."""
-    bench = made.bench
-    for index in bench.absorbed:
-        params = bench.linear_params(graph.operators[index])
-        yield f"{graph.linears[index].weight} {graph.linears[index].bias}", (params.weight, params.bias)
-    for index in bench.removed:
-        yield f"without {graph.batchnorms[index].path}", ()
-    for index in set(bench.affines) - set(bench.removed):
-        yield graph.batchnorms[index].path, (bench.affines[index].scale, bench.affines[index].shift)
 
 
 def _notes(refused: Mapping[str, str], planned: list[tuple[TorchGraph, FoldPlan]], parts: list[Part]) -> Iterator[str]:

@@ -1,63 +1,21 @@
-"""A PyTorch module against another one, or against an ONNX model in onnxruntime; outputs are paired by position.
-
-The truth is the module in float64. What it is compared with may err by `4*error + 64*u*scale` of each channel, where
-error is that of the module as it is stored. The inputs are the caller's, standard normal numbers, and other sizes.
-"""
+"""`bnfold.verify` for PyTorch modules; `bnfold.verifying` hands them on to here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
-from typing import cast as cast_to
-
-import numpy as np
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 from bnfold.api_torch import check_module
-from bnfold.comparison import TensorComparison
-from bnfold.errors import BnfoldError, ModelError, UsageError
+from bnfold.errors import UsageError
 from bnfold.frontends.onnx_files import in_memory
-from bnfold.frontends.torch_capture import copied
 from bnfold.frontends.torch_guess import made_up_inputs
-from bnfold.interfaces import failure
-from bnfold.quickcheck import QuickCheck
-from bnfold.runtime import open_session
+from bnfold.torch_compared import Other, check_other, model_as_other, module_as_other
 from bnfold.torch_dispatch import is_module
-from bnfold.torch_running import Stored, cast, drawn, run, samples, tensors
-from bnfold.torchcheck import as_stored, moves, outcome
 from bnfold.verification import Verification
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
-
-#: Gives the outputs for what the module's forward pass takes.
-_Runner: TypeAlias = Callable[[Any], list[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class _Other:
-    """What the module is compared with.
-
-    Attributes:
-        provider: What it runs on.
-        run: Runs it.
-        names: Of its outputs; empty if it has none.
-        takes: The number of its inputs; None if that does not matter.
-    """
-
-    provider: str
-    run: _Runner
-    names: tuple[str, ...] = ()
-    takes: int | None = None
-
-
-@dataclass(eq=False)
-class _Found:
-    comparisons: list[TensorComparison] = field(default_factory=list)
-    runs: list[Mapping[str, tuple[int, ...]]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    alive: bool = False
 
 
 def verify_module(  # noqa: PLR0913
@@ -93,111 +51,18 @@ def verify_module(  # noqa: PLR0913
         what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
         raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
     checks = []
-    for other in _others(before, after, providers, seed):
+    for other in _others(after, providers, seed):
         if progress:
             progress(f"comparing with {'the module' if is_module(after) else 'the model'} on {other.provider}")
-        checks.append(_check(before, other, given, seed))
+        checks.append(check_other(before, other, given, seed))
     return Verification((), tuple(checks))
 
 
-def _others(before: nn.Module, after: nn.Module | ir.Model, providers: tuple[str, ...], seed: int) -> Iterator[_Other]:
+def _others(after: nn.Module | ir.Model, providers: tuple[str, ...], seed: int) -> Iterator[Other]:
     if is_module(after):
         check_module(after)
-        yield _Other("torch", lambda sample: run(after, sample, seed)[0])
+        yield module_as_other(after, seed)
         return
-    model = in_memory(cast_to("ir.Model", after))
+    model = in_memory(cast("ir.Model", after))
     for provider in providers:
-        session = open_session(model, provider)
-        inputs = [(value.name, session.types[value.name]) for value in session.handle.get_inputs()]
-        names = tuple(value.name for value in session.handle.get_outputs())
-        yield _Other(provider, _runner(session, inputs, names), names, len(inputs))
-
-
-def _runner(session: Any, inputs: list[tuple[str, str]], names: tuple[str, ...]) -> _Runner:
-    def outputs(sample: Any) -> list[Any]:
-        fed = zip(inputs, tensors(sample), strict=True)
-        feeds = {name: _as_numpy(tensor, kind) for (name, kind), tensor in fed}
-        return [_stored(array) for array in session.run(names, feeds).values()]
-
-    return outputs
-
-
-def _as_numpy(tensor: Any, kind: str) -> Any:
-    import ml_dtypes  # noqa: PLC0415  # comes with onnx
-
-    narrow = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "bool": np.dtype(bool)}
-    wide = tensor.detach().to("cpu")
-    return (wide.double() if wide.is_floating_point() else wide).numpy().astype(narrow.get(kind, kind))
-
-
-def _stored(array: Any) -> Stored:
-    found = np.array(array, np.float64).view(Stored)
-    found.dtype_name = array.dtype.name
-    return found
-
-
-def _check(before: nn.Module, other: _Other, inputs: tuple[Any, ...], seed: int) -> QuickCheck:
-    found = _Found()
-    count = len(tensors(inputs))
-    if other.takes is not None and other.takes != count:
-        note = f"the module takes {count} tensors and the model {other.takes}"
-        return outcome(other.provider, [failure("inputs", note)], [], [], alive=True)
-    reference = copied(before).double()
-    for place, sample in enumerate([inputs, *samples(before, inputs, seed, found.notes)]):
-        try:
-            truth, stored = run(reference, cast(sample), seed)[0], run(before, sample, seed)[0]
-            elsewhere = run(reference, drawn(cast(sample), seed + 1), seed)[0]
-        except Exception as error:  # the user's forward pass may raise anything
-            raise _does_not_run(before, error) from error
-        shapes = {f"input {i}": tuple(t.shape) for i, t in enumerate(tensors(sample))}
-        try:
-            after = other.run(sample)
-        except Exception as error:
-            _note(found, error, shapes, is_first=place == 0)
-            continue
-        found.runs.append(shapes)
-        found.alive |= any(moves(a, b) for a, b in zip(truth, elsewhere, strict=False))
-        found.comparisons += _compared(truth, stored, after, other.names)
-    alive = found.alive and any(entry.compared for entry in found.comparisons)
-    return _closed(other.provider, found, alive=alive)
-
-
-def _closed(provider: str, found: _Found, *, alive: bool) -> QuickCheck:
-    if not found.runs:
-        return QuickCheck(provider, (), (), tuple(found.notes), (), None, failed=False, proves=False)
-    return outcome(provider, found.comparisons, found.notes, found.runs, alive=alive)
-
-
-def _does_not_run(module: nn.Module, error: Exception) -> ModelError:
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ModelError(
-        f"module(*example_inputs) raises {type(error).__name__}: {first.strip()}",
-        where=type(module).__name__,
-        remedy="correct it, or the example inputs",
-    )
-
-
-def _note(found: _Found, error: Exception, shapes: Mapping[str, tuple[int, ...]], *, is_first: bool) -> None:
-    """What cannot be run: with the caller's own sizes that is the result, with others it is a limit of the model."""
-    what = error.what if isinstance(error, BnfoldError) else next(iter(str(error).splitlines()), type(error).__name__)
-    sizes = " and ".join("x".join(map(str, shape)) for shape in shapes.values())
-    if is_first or not found.runs:
-        found.notes.append(f"The second of the two cannot be run with inputs of {sizes}: {what}.")
-    else:
-        found.notes.append(f"The second of the two takes no inputs of {sizes}.")
-
-
-def _compared(
-    truth: list[Any], stored: list[Any], after: list[Any], names: tuple[str, ...]
-) -> Iterator[TensorComparison]:
-    if len(truth) != len(after):
-        yield failure("outputs", f"the number of outputs changed from {len(truth)} to {len(after)}")
-        return
-    for i, (exact, mine, other) in enumerate(zip(truth, stored, after, strict=True)):
-        name = f"output {i}{f' ({names[i]})' if names else ''}"
-        if mine.dtype_name != other.dtype_name:
-            yield failure(name, f"the type changed from {mine.dtype_name} to {other.dtype_name}", mine.dtype_name)
-        elif exact.shape != other.shape:
-            yield failure(name, f"the shape changed from {exact.shape} to {other.shape}", mine.dtype_name)
-        else:
-            yield as_stored(name, exact, mine, other)
+        yield model_as_other(model, provider)

@@ -56,7 +56,7 @@ TABLE = {
     "checks": row(
         4,
         "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle verification torchcheck "
-        "torch_running",
+        "torch_compared torch_running",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch",
     ),
@@ -103,7 +103,8 @@ EXCEPTIONS = {
     "localsizes": {"folding", "regions", "frontends.onnx_scopes", "frontends.onnx_shapes"},  # regions, shapes in them
     "report.recalibration_report": {"recalibration"},  # as verification, the result of which is a check
     "torchcheck": {"frontends.torch_capture"},  # copies
-    "torch_running": {"frontends.torch_capture", "frontends.torch_decisions"},  # which other sizes the module takes
+    "torch_compared": {"frontends.torch_capture"},  # copies
+    "torch_running": {"frontends.torch_capture", "frontends.torch_decisions"},  # other sizes, forced decisions
     "oracle": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
 }
 

@@ -34,7 +34,7 @@ SIGNATURES = {
     "inspect": "model example_inputs only keep keep_overridable reduce merge leftover simplify readers",
     "recalibrate": "model data method momentum bessel memory force unshare keep only progress",
     "unfold": "model manifest only every",
-    "verify": "before after providers shapes seed data progress",
+    "verify": "before after example_inputs providers shapes seed data progress",
     "load": "path",
     "save": "model path",
 }

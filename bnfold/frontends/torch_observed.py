@@ -133,7 +133,8 @@ class _Run:
         from torch.utils import _pytree  # noqa: PLC0415
 
         for path in self._names:
-            self._watch(path, self._module.get_submodule(path))
+            if not isinstance(self._module.get_submodule(path), torch.jit.ScriptModule):  # which takes no hooks
+                self._watch(path, self._module.get_submodule(path))
         decisions = Decisions(forced, lambda: self._stack[-1])
         sample = _pytree.tree_map(lambda leaf: leaf.clone() if _is_tensor(leaf) else leaf, inputs)
 

@@ -88,10 +88,18 @@ class _Search:
     def _visit(self, path: str, part: nn.Module, because: Refusal) -> None:
         if not self._normalises(path, part):
             return
+        if _is_script(part):
+            held = Refusal(Reason.MODULE_CANNOT_HOLD_IT, path, f"TorchScript holds {path}")
+            for name, inner in part.named_modules(prefix=path):
+                if _is_batchnorm(inner):
+                    self._keep(name, path, str(getattr(inner, "original_name", "")), _channels(inner), held)
+            return
         if _is_batchnorm(part):
             reached = path in self._seen.calls
             alone = (self._against(path, part) or because) if reached else Refusal(Reason.NOT_REACHED)
-            self._keep(path, path, type(part).__name__, int(getattr(part, "num_features", 0)), alone)
+            if part.training or getattr(part, "running_mean", None) is None:
+                alone = Refusal(Reason.NORMALISES_BY_BATCH_STATISTICS, path)
+            self._keep(path, path, type(part).__name__, _channels(part), alone)
             return
         refusal = self._against(path, part)
         if refusal is None:
@@ -204,8 +212,20 @@ def _is_batchnorm(part: nn.Module) -> bool:
     """A BatchNorm of torch, or of another library by the name of its class."""
     from torch.nn.modules.batchnorm import _NormBase  # noqa: PLC0415
 
-    named = "BatchNorm" in type(part).__name__ and hasattr(part, "running_mean")
+    named = "BatchNorm" in getattr(part, "original_name", type(part).__name__) and hasattr(part, "running_mean")
     return (isinstance(part, _NormBase) and "Instance" not in type(part).__name__) or named
+
+
+def _is_script(part: nn.Module) -> bool:
+    import torch  # noqa: PLC0415
+
+    return isinstance(part, torch.jit.ScriptModule)
+
+
+def _channels(norm: nn.Module) -> int:
+    """How many channels a BatchNorm has; 0 where it does not tell."""
+    mean = getattr(norm, "running_mean", None)
+    return int(getattr(norm, "num_features", 0) or (0 if mean is None else mean.numel()))
 
 
 def _fixes_ranks(part: nn.Module) -> bool:
