@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bnfold.checking import demand
 from bnfold.errors import ModelError, UsageError
 from bnfold.folding import FoldPlan
-from bnfold.frontends.torch_capture import copied
+from bnfold.frontends.torch_capture import copied, in_float64
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.report.model import Report, Size
 from bnfold.torch_plan import Planned, plan_module
@@ -61,7 +61,7 @@ def fold_module(  # noqa: PLR0913
     after = Size(before.nodes - gone, before.batchnorms - gone, _bytes(folded))
     report = Report(name, planned.decisions, before, after, notes=planned.notes)
     if verify:
-        exact = copied(module).double()
+        exact = in_float64(module)
         planned.write(exact)
         landmarks = {path: name for part in planned.parts for path, name in _landmarks(*part).items()}
         check = torch_check((module, folded, exact), planned.inputs, landmarks,

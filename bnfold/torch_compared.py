@@ -14,7 +14,7 @@ import numpy as np
 
 from bnfold.comparison import TensorComparison
 from bnfold.errors import BnfoldError, ModelError
-from bnfold.frontends.torch_capture import copied
+from bnfold.frontends.torch_capture import in_float64
 from bnfold.interfaces import failure
 from bnfold.quickcheck import QuickCheck
 from bnfold.runtime import open_session
@@ -102,7 +102,7 @@ def check_other(before: nn.Module, other: Other, inputs: tuple[Any, ...], seed: 
     if other.takes is not None and other.takes != count:
         note = f"the module takes {count} tensors and the model {other.takes}"
         return outcome(other.provider, [failure("inputs", note)], [], [], alive=True)
-    reference = copied(before).double()
+    reference = in_float64(before)
     for place, sample in enumerate([inputs, *samples(before, inputs, seed, found.notes)]):
         try:
             truth, stored = run(reference, cast(sample), seed)[0], run(before, sample, seed)[0]

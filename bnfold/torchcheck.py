@@ -16,7 +16,7 @@ import numpy as np
 
 from bnfold.affine import Float64Array
 from bnfold.comparison import UNIT_ROUNDOFF, TensorComparison
-from bnfold.frontends.torch_capture import copied
+from bnfold.frontends.torch_capture import in_float64
 from bnfold.interfaces import failure
 from bnfold.quickcheck import QuickCheck
 from bnfold.torch_running import ROUNDINGS, Stored, cast, drawn, moved, run, samples, tensors
@@ -65,7 +65,7 @@ def torch_check(  # noqa: PLR0913
     notes: list[str] = []
     if progress:
         progress("checking the folded module")
-    reference = copied(before).double()
+    reference = in_float64(before)
     alive, culprit = False, None
     ways: Sequence[tuple[bool, ...] | None] = paths or (None,)
     for sample, path in ((sample, path) for sample in samples(before, inputs, seed, notes) for path in ways):

@@ -102,8 +102,8 @@ EXCEPTIONS = {
     },
     "localsizes": {"folding", "regions", "frontends.onnx_scopes", "frontends.onnx_shapes"},  # regions, shapes in them
     "report.recalibration_report": {"recalibration"},  # as verification, the result of which is a check
-    "torchcheck": {"frontends.torch_capture"},  # copies
-    "torch_compared": {"frontends.torch_capture"},  # copies
+    "torchcheck": {"frontends.torch_capture"},  # a copy in float64
+    "torch_compared": {"frontends.torch_capture"},  # a copy in float64
     "torch_running": {"frontends.torch_capture", "frontends.torch_decisions"},  # other sizes, forced decisions
     "oracle": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
 }

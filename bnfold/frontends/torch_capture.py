@@ -254,3 +254,9 @@ def copied(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module, computed)
     except Exception as error:
         raise ModelError(f"it cannot be copied: {error}", where=type(module).__name__) from error
+
+
+def in_float64(module: nn.Module) -> nn.Module:
+    """A deep copy with every floating-point number in float64; errors as `copied`."""
+    with silent():  # a copied script warns of tensors that were computed
+        return copied(module).double()
