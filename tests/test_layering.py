@@ -55,16 +55,16 @@ TABLE = {
     ),
     "checks": row(
         4,
-        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle verification torchcheck "
-        "torch_compared torch_running",
+        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle selftest verification "
+        "torchcheck torch_compared torch_running",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch",
     ),
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch checking history model_size recalibrating torch_dispatch torch_plan torch_result "
-        "torch_verify selection unfolding verifying",
+        "__init__ api api_torch benchmarking checking history model_size recalibrating reproduction torch_dispatch "
+        "torch_plan torch_result torch_verify selection unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),
