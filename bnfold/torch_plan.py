@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from bnfold.changes import Fold
 from bnfold.decision import Decision, Folded, Kept, Reason, Refusal
 from bnfold.errors import ModelError, UsageError
 from bnfold.folding import FoldPlan, plan
@@ -122,6 +123,10 @@ def _agreed(
     """The plan on which all kinds of calls agree, and its decisions."""
     graphs = [TorchGraph(module, captured) for captured in part.captures]
     plans = [plan(graph, wanted, merges=False) for graph in graphs]
+    if identities := _identities(plans) if part.because else set[str]():
+        graph, made, decided = _agreed(module, part, lambda name: wanted(name) and name not in identities)
+        because = (Refusal(Reason.VALUE_HAS_OTHER_READERS, part.path, "without it the part would hand on its input"),)
+        return graph, made, tuple(Kept(d.subject, because) if _name(d) in identities else d for d in decided)
     folded = [{_name(d) for d in made.decisions if isinstance(d, Folded)} for made in plans]
     given_up: set[str] = set()
     for allowed in (set.intersection(*folded), set[str]()):
@@ -132,6 +137,12 @@ def _agreed(
     disagree = Refusal(Reason.CALLS_DISAGREE, part.path, "" if part.path else "made-up inputs: give example_inputs")
     decisions = [_to_the_whole(decision, part.because) for decision in plans[0].decisions]
     return graphs[0], plans[0], tuple(Kept(d.subject, (disagree,)) if _name(d) in given_up else d for d in decisions)
+
+
+def _identities(plans: list[FoldPlan]) -> set[str]:
+    """BatchNorms that do nothing but copy; whoever calls a part may write into one of the two tensors."""
+    return {subject.name for made in plans for change in made.bench.folds
+            if isinstance(change, Fold) and change.is_drop for subject in change.subjects}  # fmt: skip
 
 
 def _to_the_whole(decision: Decision, because: Refusal | None) -> Decision:
