@@ -97,7 +97,7 @@ def inspect(  # noqa: PLR0913
 
     Raises:
         UsageError: `only` or `keep` is no regular expression, `leftover` is no form; the file does not exist.
-        ModelError: The file is not an ONNX model that can be read, or torch.export cannot capture the module.
+        ModelError: The file is not an ONNX model that can be read; the module is in training mode, or does not run.
         MissingPackageError: onnxsim is wanted and not installed.
     """
     if is_module(model):

@@ -29,8 +29,8 @@ def inspect_module(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Ca
     """What `fold_module` would do.
 
     Raises:
-        UsageError: There are no example inputs.
-        ModelError: The module is in training mode, or cannot be captured.
+        UsageError: There are no example inputs, and none could be made up.
+        ModelError: The module is in training mode, or does not run on the inputs.
     """
     planned = _plan(module, inputs, wanted)
     return Report(type(module).__name__, planned.decisions, _size(module, planned), notes=planned.notes)

@@ -137,7 +137,12 @@ def _compared(
         noise = np.maximum(noise, np.quantile(noise, 0.9)) if a.size else noise
         exact = np.clip(_GRANTED * noise, EXACT, _MOST)
         yield _comparison(f"output {i} in float64", a, b, exact)
-        yield as_stored(f"output {i} as stored", a, raw_before[i], raw_after[i])
+        name = f"output {i} as stored"
+        if a.shape == b.shape and raw_after[i].shape != a.shape:  # how many boxes pass a threshold, say
+            note = "its sizes depend on numbers that float64 and the stored type round differently"
+            yield replace(failure(name, note, raw_after[i].dtype_name), compared=False)
+        else:
+            yield as_stored(name, a, raw_before[i], raw_after[i])
 
 
 def as_stored(name: str, truth: Float64Array, before: Stored, after: Stored) -> TensorComparison:

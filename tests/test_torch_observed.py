@@ -124,6 +124,20 @@ def test_a_wrong_fold_of_the_branch_that_the_example_does_not_take_fails_the_che
         bnfold.fold(net, example_inputs=(x,))
 
 
+def test_a_size_that_roundings_decide_is_not_held_against_the_fold() -> None:
+    def forward(s: Net, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = s.block(x)
+        return y, y.flatten()[(y.flatten() > 0) | (y.dtype == torch.float32)]
+
+    net = lively(Net(forward, block=Block(3))).float()
+    result = bnfold.fold(net, example_inputs=(sample(*SCREEN, dtype=torch.float32),))
+    checked = result.report.verification
+    assert checked is not None
+    assert checked.passed
+    compared = {entry.name for entry in checked.quick[0].comparisons if entry.compared}
+    assert compared == {"output 0 in float64", "output 0 as stored", "output 1 in float64"}
+
+
 def test_a_part_that_is_used_in_pieces_on_another_path_stays() -> None:
     net = lively(Net(lambda s, x: s.block.conv(x) if x.sum() > 0 else s.block(x), block=Block(3)))
     result = fold(net)
