@@ -77,6 +77,7 @@ def covering(coverage: Coverage, where: Callable[[], str]) -> Iterator[None]:
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # else Python 3.12 tells of no instructions
     sys.settrace(trace)
     try:
         yield
