@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args, overload
 
 import onnx_ir as ir
 
@@ -28,7 +28,7 @@ from bnfold.recalibrating import Data
 from bnfold.report.model import Report
 from bnfold.requantising import rounded_biases
 from bnfold.runtime import require
-from bnfold.selection import as_form, selection
+from bnfold.selecting import selection
 from bnfold.torch_dispatch import fold_torch, inspect_torch, is_module
 from bnfold.torch_result import TorchFoldResult
 from bnfold.verification import Verification
@@ -103,7 +103,7 @@ def inspect(  # noqa: PLR0913
     if is_module(model):
         given_too = (keep_overridable, reduce, not merge, leftover != "keep", simplify, readers)
         return inspect_torch(model, example_inputs, selection(only, keep), given_too)
-    form = as_form(leftover)
+    form = _form(leftover)
     given, name = opened(cast("ModelLike", model))
     original, notes = _prepared(given, simplify, keep_overridable)
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
@@ -205,10 +205,10 @@ def fold(  # noqa: PLR0913
     """
     if is_module(model):
         given_too = (keep_overridable, reduce, not merge, leftover != "keep", simplify, readers, manifest, shapes,
-                     tuple(providers) != ("cpu",), data is not None)  # fmt: skip
+                     tuple(providers) != ("cpu",), data is not None, calibrate is not None)  # fmt: skip
         return fold_torch(model, example_inputs, selection(only, keep), given_too, inplace=inplace, verify=verify,
                           seed=seed, progress=progress)  # fmt: skip
-    form = as_form(leftover)
+    form = _form(leftover)
     for provider in providers if verify else ():
         require(provider)
     given, name = opened(cast("ModelLike", model))
@@ -259,3 +259,9 @@ def _merges(planned: ModelPlan) -> tuple[str, ...]:
 def _roundings(planned: ModelPlan) -> tuple[str, ...]:
     """What quantised biases lose, for the report."""
     return tuple(note for _, part in planned.parts for note in rounded_biases(part.bench))
+
+
+def _form(leftover: str) -> Form:
+    if leftover not in get_args(Form):
+        raise UsageError(f"{leftover!r} is none of {', '.join(get_args(Form))}", where="leftover")
+    return cast("Form", leftover)

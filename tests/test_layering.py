@@ -63,8 +63,8 @@ TABLE = {
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch benchmarking checking history model_size recalibrating reproduction torch_dispatch "
-        "torch_plan torch_result torch_verify selection unfolding verifying",
+        "__init__ api api_torch benchmarking calibrating checking history model_size recalibrating reproduction "
+        "selecting torch_dispatch torch_plan torch_result torch_verify unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),
@@ -101,7 +101,7 @@ EXCEPTIONS = {
         "frontends.onnx_regions",
     },
     "localsizes": {"folding", "regions", "frontends.onnx_scopes", "frontends.onnx_shapes"},  # regions, shapes in them
-    "report.recalibration_report": {"recalibration"},  # as verification, the result of which is a check
+    "report.recalibration_report": {"footprint", "recalibration"},  # as verification, the result of which is a check
     "torchcheck": {"frontends.torch_capture"},  # a copy in float64
     "torch_compared": {"frontends.torch_capture"},  # a copy in float64
     "torch_running": {"frontends.torch_capture", "frontends.torch_decisions"},  # other sizes, forced decisions
