@@ -5,10 +5,8 @@ The command line calls these and nothing else. Nothing here prints; long work te
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 import onnx_ir as ir
@@ -34,14 +32,13 @@ from bnfold.selecting import as_form, selection
 from bnfold.torch_dispatch import fold_torch, inspect_torch, is_module, refuse_onnx, refuse_torch
 from bnfold.torch_result import TorchFoldResult
 from bnfold.verification import Verification
+from bnfold.verifying import ModelLike, opened, verify
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["FoldResult", "fold", "inspect", "load", "save", "verify"]
 
-#: A model in memory, or the path of an ONNX file.
-ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
 Readers: TypeAlias = Mapping[tuple[str, str], Reader]
 
 
@@ -84,8 +81,9 @@ def inspect(  # noqa: PLR0913
 
     Args:
         model: A model, the path of an ONNX file, or a PyTorch module in eval mode.
-        example_inputs: What the forward pass of a PyTorch module takes. Such a module takes `only` and `keep` besides,
-            with `as_graph` also `static_shapes`, `reduce`, `merge` and `leftover`, and nothing else.
+        example_inputs: What the forward pass of a PyTorch module takes; by default made up where its layers tell, and
+            the notes say so (not with `as_graph`). Such a module takes `only` and `keep` besides, with `as_graph` also
+            `static_shapes`, `reduce`, `merge` and `leftover`, and nothing else.
         as_graph: Whether a PyTorch module becomes a GraphModule, where every fold has a place, and not its own class.
         static_shapes: Whether that graph may hold for the sizes of the example only, and refuse others.
         only: A regular expression; BatchNorms in whose name it is not found are kept.
@@ -104,7 +102,7 @@ def inspect(  # noqa: PLR0913
 
     Raises:
         UsageError: `only` or `keep` is no regular expression, `leftover` is no form; the file does not exist.
-        ModelError: The file is not an ONNX model that can be read, or torch.export cannot capture the module.
+        ModelError: The file is not an ONNX model that can be read; the module is in training mode, or does not run.
         MissingPackageError: onnxsim is wanted and not installed.
     """
     form = as_form(leftover)
@@ -113,7 +111,7 @@ def inspect(  # noqa: PLR0913
         graph = (as_graph, static_shapes, reduce, merge, form)
         return inspect_torch(model, example_inputs, selection(only, keep), graph)
     refuse_onnx(example_inputs is not None, as_graph, static_shapes)
-    given, name = _opened(cast("ModelLike", model))
+    given, name = opened(cast("ModelLike", model))
     original, notes = prepared(given, simplify, keep_overridable)
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
@@ -125,7 +123,7 @@ def inspect(  # noqa: PLR0913
 def fold(
     model: nn.Module,
     *,
-    example_inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...] | None = ...,
     as_graph: Literal[False] = ...,
     inplace: bool = ...,
     only: str | None = ...,
@@ -205,9 +203,9 @@ def fold(  # noqa: PLR0913
 
     Args:
         model: A model, which stays as it is, the path of an ONNX file, or a PyTorch module in eval mode.
-        example_inputs: What the forward pass of a PyTorch module takes. Such a module takes `inplace`, `only`, `keep`,
-            `verify`, `seed` and `progress` besides, with `as_graph` also `static_shapes`, `reduce`, `merge` and
-            `leftover` though not `inplace`, and nothing else.
+        example_inputs: As `inspect`. A PyTorch module takes `inplace`, `only`, `keep`, `verify`, `seed` and `progress`
+            besides, with `as_graph` also `static_shapes`, `reduce`, `merge` and `leftover` though not `inplace`, and
+            nothing else.
         as_graph: As `inspect`.
         static_shapes: As `inspect`.
         inplace: Whether the PyTorch module itself is changed, and not a copy of it.
@@ -246,7 +244,7 @@ def fold(  # noqa: PLR0913
     refuse_onnx(example_inputs is not None, as_graph, static_shapes, inplace)
     for provider in providers if verify else ():
         require(provider)
-    given, name = _opened(cast("ModelLike", model))
+    given, name = opened(cast("ModelLike", model))
     if data is not None and not verify:
         raise UsageError("data is for the check, which is left out", where=name, remedy="leave out one of the two")
     source = source_of(data, given)
@@ -272,28 +270,3 @@ def fold(  # noqa: PLR0913
         demand(report)
     planned.record(report.verification.providers if report.verification else ())
     return FoldResult(folded, report, history.extended(folded))
-
-
-def verify(  # noqa: PLR0913
-    before: ModelLike,
-    after: ModelLike,
-    *,
-    providers: Sequence[str] = ("cpu",),
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    seed: int = 0,
-    data: DataLike | None = None,
-    progress: Progress | None = None,
-) -> Verification:
-    """Run two models on the same inputs, unoptimised, and compare their outputs and inner tensors of equal name.
-
-    Args and errors as `fold`; a difference is no error here but in the result.
-    """
-    old, new = (_opened(model)[0] for model in (before, after))
-    return Verification((), Check(providers, shapes, seed, source_of(data, old), progress).quick(old, new))
-
-
-def _opened(model: ModelLike) -> tuple[ir.Model, str]:
-    """The model, and its name for the report."""
-    if isinstance(model, ir.Model):
-        return model, model.graph.name or "model"
-    return load(model), Path(model).name

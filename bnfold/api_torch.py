@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bnfold.checking import demand
 from bnfold.errors import ModelError, UsageError
-from bnfold.folding import FoldPlan, plan
-from bnfold.frontends.torch_capture import Captured, capture, copied, limits
+from bnfold.folding import FoldPlan
+from bnfold.frontends.torch_capture import copied, in_float64
 from bnfold.frontends.torch_graph import TorchGraph
-from bnfold.frontends.torch_write import write
 from bnfold.report.model import Report, Size
+from bnfold.torch_plan import Planned, plan_module
 from bnfold.torch_result import TorchFoldResult
 from bnfold.torchcheck import torch_check
 from bnfold.verification import Verification
@@ -25,23 +25,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True, eq=False)
-class _Planned:
-    captured: Captured
-    graph: TorchGraph
-    plan: FoldPlan
-
-
 def inspect_module(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> Report:
     """What `fold_module` would do.
 
     Raises:
-        UsageError: There are no example inputs.
-        ModelError: The module is in training mode, or cannot be captured.
+        UsageError: There are no example inputs, and none could be made up.
+        ModelError: The module is in training mode, or does not run on the inputs.
     """
     planned = _plan(module, inputs, wanted)
-    before = _size(module, planned.graph)
-    return Report(type(module).__name__, planned.plan.decisions, before, notes=limits(planned.captured))
+    return Report(type(module).__name__, planned.decisions, _size(module, planned), notes=planned.notes)
 
 
 def fold_module(  # noqa: PLR0913
@@ -62,36 +54,40 @@ def fold_module(  # noqa: PLR0913
         MachineError: The check cannot be run here, or proves nothing.
     """
     planned = _plan(module, inputs, wanted)
-    name, before = type(module).__name__, _size(module, planned.graph)
+    name, before = type(module).__name__, _size(module, planned)
     folded = copied(module)
-    write(folded, planned.graph, planned.plan)
-    gone = len(planned.plan.bench.removed)
+    planned.write(folded)
+    gone = sum(len(made.bench.removed) for _, made in planned.parts)
     after = Size(before.nodes - gone, before.batchnorms - gone, _bytes(folded))
-    notes = limits(planned.captured)
-    report = Report(name, planned.plan.decisions, before, after, notes=notes)
+    report = Report(name, planned.decisions, before, after, notes=planned.notes)
     if verify:
-        exact = copied(module).double()
-        write(exact, planned.graph, planned.plan)
-        check = torch_check(
-            (module, folded, exact), planned.captured.inputs, _landmarks(planned), seed=seed, progress=progress
-        )
-        report = Report(name, planned.plan.decisions, before, after, Verification((), (check,)), notes)
+        exact = in_float64(module)
+        planned.write(exact)
+        landmarks = {path: name for part in planned.parts for path, name in _landmarks(*part).items()}
+        check = torch_check((module, folded, exact), planned.inputs, landmarks,
+                            paths=planned.paths, seed=seed, progress=progress)  # fmt: skip
+        report = replace(report, verification=Verification((), (check,)))
         demand(report, "module", _REMEDY)
     if inplace:
-        write(module, planned.graph, planned.plan)
+        planned.write(module)
         folded = module
     return TorchFoldResult(folded, report)
 
 
-def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> _Planned:
+def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> Planned:
     check_module(module)
-    captured = capture(module, check_inputs(inputs))
-    graph = TorchGraph(module, captured)
-    return _Planned(captured, graph, plan(graph, wanted, merges=False))
+    if inputs is not None and not isinstance(inputs, tuple):
+        what = f"the inputs of a PyTorch module are a tuple, not a {type(inputs).__name__}"
+        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
+    return plan_module(module, inputs, wanted)
 
 
 def check_module(module: nn.Module) -> None:
-    """Raise a ModelError if the module is TorchScript, in training mode, or has no parameters yet."""
+    """Whether it can be read at all.
+
+    Raises:
+        ModelError: It is TorchScript, in training mode, or has no parameters yet.
+    """
     import torch  # noqa: PLC0415
 
     name = type(module).__name__
@@ -114,16 +110,15 @@ def check_inputs(inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
     raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
 
 
-def _landmarks(planned: _Planned) -> dict[str, str]:
+def _landmarks(graph: TorchGraph, made: FoldPlan) -> dict[str, str]:
     """The modules whose outputs must be the same before and after: by path, the BatchNorm that they answer for."""
     found: dict[str, str] = {}
-    graph = planned.graph
-    for fold in planned.plan.bench.folds:
+    for fold in made.bench.folds:
         last = fold.source.operators[-1]  # type: ignore[union-attr]
         place = graph.batchnorms[last.index].path
         if fold.direction == "pull" and graph.batchnorms[last.index].rest is not None:  # type: ignore[union-attr]
             found[place] = last.name
-    changed = {value for fold in planned.plan.bench.folds for value in fold.values}
+    changed = {value for fold in made.bench.folds for value in fold.values}
     return {path: name for path, name in found.items() if not _changes_again(graph, name, changed)}
 
 
@@ -132,9 +127,13 @@ def _changes_again(graph: TorchGraph, name: str, changed: set[str]) -> bool:
     return any(op.name == name and op.outputs[0] in changed for op in graph.operators)
 
 
-def _size(module: nn.Module, graph: TorchGraph) -> Size:
-    norms = [op for op in graph.operators if isinstance(op.view, BatchNorm) or _is_kept(op.view)]
-    return Size(len(graph.operators), len(norms), _bytes(module))
+def _size(module: nn.Module, planned: Planned) -> Size:
+    """Of a module that was not captured whole, the operators of its parts."""
+    operators = [op for graph, _ in planned.parts for op in graph.operators]
+    norms = [op for op in operators if isinstance(op.view, BatchNorm) or _is_kept(op.view)]
+    held = {op.name for op in norms}
+    elsewhere = [d for d in planned.decisions if d.subject.is_batchnorm and d.subject.name not in held]
+    return Size(len(operators) + len(elsewhere), len(norms) + len(elsewhere), _bytes(module))
 
 
 def _is_kept(view: object) -> bool:

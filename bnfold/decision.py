@@ -108,6 +108,14 @@ class Reason(Enum):
     ILL_CONDITIONED = "the mean is too many standard deviations from zero for the shift to move past the operator"
     #: PyTorch: a module called twice, tied or computed weights, hooks; constants in the code of a forward pass.
     MODULE_CANNOT_HOLD_IT = "the PyTorch module has no place of its own for the changed numbers"
+    #: PyTorch: a way through a part of the module arrived at the part's own input or output.
+    PART_ENDS_HERE = "the value enters or leaves the part that torch.export captures by itself"
+    #: PyTorch: a branch of the uncaptured code, or a module of a list, that no observed run reached.
+    NOT_REACHED = "the runs on the example inputs did not call it"
+    #: PyTorch: a branch that no observed run took names the module, a part of it, or a method that may call it.
+    CODE_NOT_OBSERVED = "code that the runs on the example inputs did not reach may use the module in another way"
+    #: PyTorch: inputs of other ranks or types, for which the part computes something else.
+    CALLS_DISAGREE = "the module is called with inputs of several kinds, and not for all of them the fold is the same"
     #: Nodes that the fold would add, or an activation that would get a bound for each channel.
     COSTS_MORE = "the operators that the fold would need cost more than the BatchNorm does"
 
@@ -129,6 +137,9 @@ REMEDIES: dict[Reason, str] = {
     Reason.SHIFT_MEETS_PADDING: "train with padding by reflection or without padding",
     Reason.MODULE_CANNOT_HOLD_IT: "fold the module with as_graph=True, which makes a graph of it",
     Reason.WEIGHTS_NOT_CONSTANT: "try --simplify, which evaluates what is constant",
+    Reason.PART_ENDS_HERE: "let one module hold the BatchNorm and what it follows, with no decision in between",
+    Reason.NOT_REACHED: "give example_inputs for which the forward pass calls it",
+    Reason.CODE_NOT_OBSERVED: "give example_inputs for which the forward pass reaches all of its code",
 }
 
 

@@ -10,8 +10,10 @@ from bnfold.errors import UsageError
 from bnfold.leftover_forms import Form
 from bnfold.report.model import Report
 from bnfold.torch_result import TorchFoldResult
+from bnfold.verification import Verification
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from torch import nn
 
 #: as_graph, static_shapes, reduce, merge and leftover.
@@ -72,6 +74,31 @@ def _refuse_graph(graph: Graph) -> None:
     if static_shapes or reduce or not merge or leftover != "keep":
         what = "static_shapes, reduce, merge and leftover have no place in a module tree"
         raise UsageError(what, where="fold", remedy="as_graph=True makes a graph of the module, which takes them")
+
+
+def verify_torch(  # noqa: PLR0913
+    before: object,
+    after: nn.Module | ir.Model,
+    inputs: tuple[Any, ...] | None,
+    others: tuple[object, ...],
+    *,
+    providers: tuple[str, ...],
+    seed: int,
+    progress: Callable[[str], None] | None,
+) -> Verification:
+    """`verify` with a module; `others` as in `inspect_torch`.
+
+    Raises:
+        UsageError: The first of the two is none.
+    """
+    from bnfold.torch_verify import verify_module  # noqa: PLC0415
+
+    if not is_module(before):
+        raise UsageError("a PyTorch module is the first of the two", where="verify", remedy="verify(module, model)")
+    if any(others):
+        what = "with a PyTorch module, verify takes example_inputs, providers, seed and progress, and nothing else"
+        raise UsageError(what, where="verify")
+    return verify_module(before, after, inputs, providers=providers, seed=seed, progress=progress)
 
 
 def refuse_torch(others: tuple[object, ...]) -> None:

@@ -8,8 +8,7 @@ original, against float64.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,10 @@ import numpy as np
 
 from bnfold.affine import Float64Array
 from bnfold.comparison import UNIT_ROUNDOFF, TensorComparison
-from bnfold.frontends.torch_capture import copied, grown
+from bnfold.frontends.torch_capture import in_float64
+from bnfold.interfaces import failure
 from bnfold.quickcheck import QuickCheck
+from bnfold.torch_running import ROUNDINGS, Stored, cast, drawn, moved, run, samples, tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,8 +30,8 @@ EXACT = 1e-10
 #: Where 64 roundings of its input move the original further, 4 times that is granted, but never more than 1e-7.
 _GRANTED, _MOST = 4.0, 1e-7
 
-#: Of the original's own error, and of a rounding, what the folded module is granted.
-_ERRORS, _ROUNDINGS = 4.0, 64.0
+#: Of the original's own error, what the folded module is granted; besides, ROUNDINGS roundings.
+_ERRORS = 4.0
 
 #: As stored, a channel that happens to be small is measured by the median one: its rounding errors are those of others.
 _TYPICAL = 1.0
@@ -45,6 +46,7 @@ def torch_check(  # noqa: PLR0913
     landmarks: Mapping[str, str],
     *,
     reference: nn.Module | None = None,
+    paths: Sequence[tuple[bool, ...]] = (),
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> QuickCheck:
@@ -55,6 +57,7 @@ def torch_check(  # noqa: PLR0913
         inputs: Example inputs; tensors of floating-point numbers are replaced by standard normal ones.
         landmarks: Modules whose outputs must be the same, by path, and the BatchNorm that each answers for.
         reference: The original in float64, where its `double()` is not that, because its code names types.
+        paths: What the forward pass decides by the numbers of tensors, for each run; by default it decides by itself.
         seed: Of the inputs.
         progress: Told what is being done.
     """
@@ -64,30 +67,63 @@ def torch_check(  # noqa: PLR0913
     notes: list[str] = []
     if progress:
         progress("checking the folded module")
-    reference = copied(before).double() if reference is None else reference
+    reference = in_float64(before) if reference is None else reference
     alive, culprit = False, None
-    for sample in _samples(before, inputs, seed, notes):
-        wide = _cast(sample)
+    ways: Sequence[tuple[bool, ...] | None] = paths or (None,)
+    for sample, path in ((sample, path) for sample in samples(before, inputs, seed, notes) for path in ways):
+        wide = cast(sample)
         try:
-            old, inner_old = _run(reference, wide, seed, landmarks)
-            other, _ = _run(reference, _drawn(wide, seed + 1), seed, {})
-            nudged, _ = _run(reference, _nudged(wide), seed, {})
-            new, inner_new = _run(exact, wide, seed, landmarks)
-            stored = [_run(module, sample, seed, {})[0] for module in (before, after)]
+            old, inner_old = run(reference, wide, seed, landmarks, path)
+            other, nudged = (run(reference, draw, seed, {}, path)[0] for draw in (drawn(wide, seed + 1), moved(wide)))
         except Exception as error:  # the user's forward pass may raise anything
-            notes.append(f"the module cannot be run: {next(iter(str(error).splitlines()), type(error).__name__)}.")
-            return QuickCheck("torch", tuple(found), (), tuple(notes), tuple(runs), None, False, False)
-        runs.append({f"input {i}": tuple(t.shape) for i, t in enumerate(_tensors(sample))})
-        alive = alive or any(_moves(a, b) for a, b in zip(old, other, strict=False))
+            if len(paths) > 1:
+                continue  # other numbers need not be able to go the way of the example's
+            return _not_run(error, found, notes, runs)
+        try:
+            new, inner_new = run(exact, wide, seed, landmarks, path)
+            stored = [run(module, sample, seed, {}, path)[0] for module in (before, after)]
+        except Exception as error:
+            return _not_run(error, found, notes, runs)
+        runs.append({f"input {i}": tuple(t.shape) for i, t in enumerate(tensors(sample))})
+        alive = alive or any(moves(a, b) for a, b in zip(old, other, strict=False))
         found += _compared(old, nudged, new, stored)
         if culprit is None:
             culprit = next((name for path, name in landmarks.items()
                             if not _close(inner_old.get(path), inner_new.get(path))), None)  # fmt: skip
-    failed = [entry for entry in found if not entry.passed]
+    return outcome("torch", found, notes, runs, culprit=culprit, alive=alive)
+
+
+def outcome(  # noqa: PLR0913
+    provider: str,
+    found: list[TensorComparison],
+    notes: list[str],
+    runs: list[Mapping[str, tuple[int, ...]]],
+    *,
+    culprit: str | None = None,
+    alive: bool,
+) -> QuickCheck:
+    """What the comparisons come to.
+
+    Args:
+        provider: What the second model ran on.
+        found: The comparisons.
+        notes: What was left out, and why.
+        runs: Shapes of the inputs of every run.
+        culprit: What is to blame for a difference, where that is known.
+        alive: Whether the outputs follow the inputs.
+    """
+    failed = [entry for entry in found if entry.failed]
     if not alive:
-        notes.append("The outputs do not follow the inputs.")
+        notes = [*notes, "The outputs do not follow the inputs."]
     first = (culprit or failed[0].name) if failed else None
-    return QuickCheck("torch", tuple(found), (), tuple(notes), tuple(runs), first, bool(failed), alive and bool(found))
+    return QuickCheck(provider, tuple(found), (), tuple(notes), tuple(runs), first, bool(failed), alive and bool(found))
+
+
+def _not_run(
+    error: Exception, found: list[TensorComparison], notes: list[str], runs: list[Mapping[str, tuple[int, ...]]]
+) -> QuickCheck:
+    why = f"the module cannot be run: {next(iter(str(error).splitlines()), type(error).__name__)}."
+    return QuickCheck("torch", tuple(found), (), (*notes, why), tuple(runs), None, False, False)
 
 
 def _compared(
@@ -95,23 +131,43 @@ def _compared(
 ) -> Iterator[TensorComparison]:
     raw_before, raw_after = stored
     for i, (a, b) in enumerate(zip(old, new, strict=True)):
-        u = UNIT_ROUNDOFF.get(raw_before[i].dtype_name, 2.0**-53)
+        u = _roundoff(raw_before[i])
         inner = _errors(a, raw_before[i]) * (UNIT_ROUNDOFF["float64"] / u) if u > UNIT_ROUNDOFF["float64"] else 0.0
-        noise = np.maximum(_errors(a, nudged[i]), inner)  # roundings of the input, and those inside, as stored
+        noise = np.minimum(
+            np.maximum(_errors(a, nudged[i]), inner), 1.0
+        )  # roundings of the input, and those inside, as stored
         noise = np.maximum(noise, np.quantile(noise, 0.9)) if a.size else noise
         exact = np.clip(_GRANTED * noise, EXACT, _MOST)
         yield _comparison(f"output {i} in float64", a, b, exact)
-        mine = _errors(a, raw_before[i], _TYPICAL)
-        typical = float(np.quantile(mine, 0.9)) if mine.size else 0.0  # few samples may hit a channel's error at zero
-        granted = _ERRORS * np.maximum(mine, typical) + _ROUNDINGS * u
-        entry = _comparison(f"output {i} as stored", a, raw_after[i], granted, _TYPICAL)
-        yield replace(entry, note=f"the original errs by {mine.max(initial=0.0):.3g}")
+        name = f"output {i} as stored"
+        if a.shape == b.shape and raw_after[i].shape != a.shape:  # how many boxes pass a threshold, say
+            note = "its sizes depend on numbers that float64 and the stored type round differently"
+            yield replace(failure(name, note, raw_after[i].dtype_name), compared=False)
+        else:
+            yield as_stored(name, a, raw_before[i], raw_after[i])
 
 
-class _Stored(np.ndarray[Any, Any]):
-    """An output in float64 that knows the dtype it was computed in."""
+def as_stored(name: str, truth: Float64Array, before: Stored, after: Stored) -> TensorComparison:
+    """Whether `after` errs by no more than `4*error + 64*u*scale` of each channel, where error is that of `before`.
 
-    dtype_name = "float64"
+    Args:
+        name: Of the output.
+        truth: The original's output, computed in float64.
+        before: The same, computed as the original is stored.
+        after: What must not be worse.
+    """
+    mine = _errors(truth, before, _TYPICAL)
+    if not np.isfinite(mine).all():
+        note = "the original is finite, or not, where in float64 it is the other way round"
+        return replace(failure(name, note, before.dtype_name), compared=False)
+    typical = float(np.quantile(mine, 0.9)) if mine.size else 0.0  # few samples may hit a channel's error at zero
+    granted = _ERRORS * np.maximum(mine, typical) + ROUNDINGS * _roundoff(before)
+    entry = _comparison(name, truth, after, granted, _TYPICAL)
+    return replace(entry, note=f"the original errs by {mine.max(initial=0.0):.3g}")
+
+
+def _roundoff(stored: Any) -> float:
+    return UNIT_ROUNDOFF.get(stored.dtype_name, UNIT_ROUNDOFF["float64"])
 
 
 def _channels(a: Float64Array) -> int:
@@ -154,92 +210,6 @@ def _close(a: list[Float64Array] | None, b: list[Float64Array] | None) -> bool:
     return all(bool((_errors(x, y) <= EXACT).all()) for x, y in zip(a, b, strict=True))
 
 
-def _moves(a: Float64Array, b: Float64Array) -> bool:
+def moves(a: Float64Array, b: Float64Array) -> bool:
+    """Whether an output follows its input."""
     return a.shape == b.shape and a.size > 0 and bool((_errors(a, b) > _ALIVE).any())
-
-
-def _samples(module: nn.Module, inputs: tuple[Any, ...], seed: int, notes: list[str]) -> Iterator[tuple[Any, ...]]:
-    """The example's sizes, and another size of image where the module takes it."""
-    yield _drawn(inputs, seed)
-    larger = grown(module, inputs)
-    if larger is not inputs:
-        yield _drawn(larger, seed + 2)
-    else:
-        notes.append("The module takes no other sizes than the example's.")
-
-
-def _drawn(inputs: Any, seed: int) -> Any:
-    """The same with standard normal numbers in the place of every floating-point one."""
-    import torch  # noqa: PLC0415
-    from torch.utils import _pytree  # noqa: PLC0415
-
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
-            return leaf
-        numbers = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
-        fresh = torch.empty_like(leaf, memory_format=torch.preserve_format, requires_grad=False)
-        return fresh.copy_(numbers)
-
-    return _pytree.tree_map(draw, inputs)
-
-
-def _cast(inputs: Any) -> Any:
-    import torch  # noqa: PLC0415
-    from torch.utils import _pytree  # noqa: PLC0415
-
-    def cast(leaf: Any) -> Any:
-        return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
-
-    return _pytree.tree_map(cast, inputs)
-
-
-def _nudged(inputs: Any) -> Any:
-    """Every second number larger by 64 roundings, in float64."""
-    import torch  # noqa: PLC0415
-    from torch.utils import _pytree  # noqa: PLC0415
-
-    def nudge(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
-            return leaf
-        signs = 1 - 2 * (torch.arange(leaf.numel(), device=leaf.device) % 2).reshape(leaf.shape)
-        return leaf * (1 + _ROUNDINGS * UNIT_ROUNDOFF["float64"] * signs)
-
-    return _pytree.tree_map(nudge, inputs)
-
-
-def _tensors(inputs: Any) -> list[Any]:
-    import torch  # noqa: PLC0415
-    from torch.utils import _pytree  # noqa: PLC0415
-
-    return [leaf for leaf in _pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
-
-
-def _run(
-    module: nn.Module, inputs: Any, seed: int, landmarks: Mapping[str, str]
-) -> tuple[list[Any], dict[str, list[Any]]]:
-    """The floating-point outputs in float64, and those of the landmarks; whatever is random is the same each time."""
-    import torch  # noqa: PLC0415
-    from torch.utils import _pytree  # noqa: PLC0415
-
-    running = copied(module)  # a BatchNorm in training mode changes its statistics
-    seen: dict[str, list[Any]] = {}
-    for path in landmarks:
-        running.get_submodule(path).register_forward_hook(
-            lambda _m, _i, out, path=path: seen.__setitem__(path, _arrays(out))
-        )
-    sample = _pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
-    with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        return _arrays(running(*sample)), seen
-
-
-def _arrays(outputs: Any) -> list[Any]:
-    found = []
-    for tensor in _tensors(outputs):
-        array = np.array(tensor.detach().to("cpu").double().numpy()).view(_Stored)
-        array.dtype_name = str(tensor.dtype).removeprefix("torch.")
-        found.append(array)
-    return found

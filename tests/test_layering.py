@@ -56,7 +56,7 @@ TABLE = {
     "checks": row(
         4,
         "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle selftest verification "
-        "torchcheck",
+        "torchcheck torch_compared torch_running",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch",
     ),
@@ -64,8 +64,8 @@ TABLE = {
     "library": row(
         6,
         "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking history model_size notes "
-        "processes recalibrating recalibrating_torch reproduction selecting torch_culprit torch_dispatch torch_result "
-        "unfolding",
+        "processes recalibrating recalibrating_torch reproduction selecting torch_culprit torch_dispatch torch_plan "
+        "torch_result torch_verify unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),
@@ -105,7 +105,9 @@ EXCEPTIONS = {
     },
     "localsizes": {"folding", "regions", "frontends.onnx_scopes", "frontends.onnx_shapes"},  # regions, shapes in them
     "report.recalibration_report": {"footprint", "recalibration"},  # as verification, the result of which is a check
-    "torchcheck": {"frontends.torch_capture"},  # which other sizes the module takes
+    "torchcheck": {"frontends.torch_capture"},  # a copy in float64
+    "torch_compared": {"frontends.torch_capture"},  # a copy in float64
+    "torch_running": {"frontends.torch_capture", "frontends.torch_decisions"},  # other sizes, forced decisions
     "oracle": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
 }
 

@@ -37,7 +37,7 @@ SIGNATURES = {
     "recalibrate": """model data example_inputs inplace method momentum bessel memory force unshare keep only processes
         progress""",
     "unfold": "model manifest only every",
-    "verify": "before after providers shapes seed data progress",
+    "verify": "before after example_inputs providers shapes seed data progress",
     "load": "path",
     "save": "model path",
 }

@@ -71,7 +71,7 @@ class Calls:
 def read_calls(module: nn.Module, captured: Captured, wanted: Callable[[str], bool]) -> Calls:
     """All calls of BatchNorms, in topological order."""
     constants = TorchConstants(captured.program, captured.nodes, frozenset())
-    context = Context(captured.shapes, constants, Modules(module), is_fixed=False)
+    context, modules = Context(captured.shapes, constants, None), Modules(module)
     pairs = frozen_pairs(captured.nodes, context)
     found, left = [], []
     for node in captured.nodes:
@@ -84,7 +84,7 @@ def read_calls(module: nn.Module, captured: Captured, wanted: Callable[[str], bo
         elif isinstance(view, Barrier):
             left.append(Left(name, Hindrance.NOT_IN_INFERENCE_FORM, view.refusal.reason.value))
         else:
-            call = _frozen(node, pairs[node], context) if node in pairs else _plain(node, context)
+            call = _frozen(node, pairs[node], modules) if node in pairs else _plain(node, constants, modules)
             found += [call] if isinstance(call, BatchNormCall) else []
             left += [call] if isinstance(call, Left) else []
     unread = _unread(module, captured.nodes, pairs)
@@ -100,19 +100,19 @@ def _unread(module: nn.Module, nodes: Sequence[Node], pairs: Mapping[Node, Node]
             yield Left(path, Hindrance.NOT_IN_INFERENCE_FORM, "it is no single product and sum")
 
 
-def _plain(node: Node, context: Context) -> BatchNormCall | Left:
+def _plain(node: Node, constants: TorchConstants, modules: Modules) -> BatchNormCall | Left:
     given = arguments(node)
-    names = [context.constants.name(given[name]) for name in ("running_mean", "running_var")]
-    tensors = [None if name is None else tensor_in(context.modules.root, name) for name in names]
+    names = [constants.name(given[name]) for name in ("running_mean", "running_var")]
+    tensors = [None if name is None else tensor_in(modules.root, name) for name in names]
     if names[0] is None or names[1] is None or any(_dtype(tensor) is None for tensor in tensors):
         return Left(name_of(node), Hindrance.NOT_IN_INFERENCE_FORM, "its statistics are no buffers of a module")
     weights, stored = (given["weight"], given["bias"]), (tensors[0], tensors[1])
     return BatchNormCall(node, given["input"], (names[0], names[1]), stored, weights, float(given["eps"]))
 
 
-def _frozen(product: Node, total: Node, context: Context) -> BatchNormCall:
+def _frozen(product: Node, total: Node, modules: Modules) -> BatchNormCall:
     path = path_of(product)
-    part: Any = context.modules.module(path)
+    part: Any = modules.module(path)
     names = (f"{path}.running_mean".lstrip("."), f"{path}.running_var".lstrip("."))
     source = next(inputs_of(product))
     stored = (part.running_mean, part.running_var)

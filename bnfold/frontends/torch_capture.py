@@ -7,11 +7,13 @@ the module runs with twice of it, is captured a second time, and what differs th
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import MissingPackageError, ModelError
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+
+#: What torch says of its attempts.
+_LOGGERS = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils", "torch.fx.experimental.symbolic_shapes")
 
 #: Sizes of 0 and 1 torch.export never takes for others.
 _SMALLEST = 2
@@ -118,17 +123,22 @@ def _leaves(inputs: tuple[Any, ...]) -> list[Any]:
 
 def limits(captured: Captured) -> tuple[str, ...]:
     """Sizes of inputs for which alone the capture holds, because the forward pass asks for them; one sentence each."""
-    ranges = {str(symbol): (str(span.lower), str(span.upper)) for symbol, span in
-              captured.program.range_constraints.items()}  # fmt: skip
-    found = []
+    return tuple(
+        f"captured for axis {axis} of {name} from {lower}{'' if upper is None else f' to {upper}'}"
+        for name, axis, lower, upper in ranges(captured)
+    )
+
+
+def ranges(captured: Captured) -> Iterator[tuple[str, int, int, int | None]]:
+    """The input, the axis, and the least and largest size (None: any) for which alone the capture holds."""
+    known = {str(symbol): (str(span.lower), str(span.upper)) for symbol, span in
+             captured.program.range_constraints.items()}  # fmt: skip
     names = captured.program.graph_signature.user_inputs
     for node in (node for node in captured.nodes if node.name in names):
         for axis, size in enumerate(_shape(node) or ()):
-            lower, upper = ranges.get(str(size), ("0", "int_oo"))
+            lower, upper = known.get(str(size), ("0", "int_oo"))
             if not isinstance(size, int) and (int(lower) > _SMALLEST or upper != "int_oo"):
-                end = "" if upper == "int_oo" else f" to {upper}"
-                found.append(f"captured for axis {axis} of {node.name} from {lower}{end}")
-    return tuple(found)
+                yield node.name, axis, int(lower), None if upper == "int_oo" else int(upper)
 
 
 def captured_program(program: ExportedProgram, inputs: tuple[Any, ...]) -> Captured:
@@ -188,7 +198,7 @@ def grown(
                 continue
             trial = [*leaves]
             trial[place] = _doubled(leaves[place], axis)
-            if _runs(module, _pytree.tree_unflatten(trial, spec)):
+            if runs(module, _pytree.tree_unflatten(trial, spec)):
                 leaves, changed = trial, True
     return tuple(_pytree.tree_unflatten(leaves, spec)) if changed else inputs
 
@@ -205,14 +215,14 @@ def _is_tensor(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor)
 
 
-def _runs(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def runs(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Whether the module takes these inputs: on fake tensors first, then for good, as fakes take more."""
     return _succeeds(lambda: _run_fake(copied(module), inputs)) and _succeeds(lambda: copied(module)(*inputs))
 
 
 def _run_fake(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     import torch  # noqa: PLC0415
-    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: PLC0415
     from torch.utils import _pytree  # noqa: PLC0415
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -220,14 +230,14 @@ def _run_fake(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         name: mode.from_tensor(t) for name, t in (*module.named_parameters(), *module.named_buffers())
     }
     sample = _pytree.tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, inputs)
-    with mode:
+    with mode, suppress(DataDependentOutputException):  # fakes have no numbers to decide by
         torch.func.functional_call(module, state, sample)
 
 
 def _succeeds(run: Callable[[], object]) -> bool:
     import torch  # noqa: PLC0415
 
-    with torch.no_grad(), _silent(), torch.random.fork_rng():
+    with torch.no_grad(), silent(), torch.random.fork_rng():
         try:
             run()
         except Exception:  # whatever the module says: it does not take them
@@ -246,23 +256,30 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], *, is_static: bool = Fal
     def dynamic(leaf: Any) -> Any:
         return dict.fromkeys(range(leaf.ndim), auto) if isinstance(leaf, torch.Tensor) else None
 
-    with torch.no_grad(), _silent():
+    shapes = None if is_static else _pytree.tree_map(dynamic, _as_parameters(module, inputs))
+    with torch.no_grad(), silent(), redirect_stderr(StringIO()):  # on which torch writes what it has captured so far
         try:
-            shapes = None if is_static else _pytree.tree_map(dynamic, inputs)
             return torch.export.export(copied(module), inputs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ModelError(
                 f"torch.export cannot capture it: {first.strip()}",
                 where=type(module).__name__,
-                remedy="check that module(*example_inputs) runs, or fold the parts of it that can be captured",
+                remedy="check that module(*example_inputs) runs; without as_graph its parts are folded one by one",
             ) from error
 
 
+def _as_parameters(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`inputs` as torch.export wants to have their sizes described: those of a `*parameter` as one tuple."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    place = next((i for i, p in enumerate(parameters) if p.kind is inspect.Parameter.VAR_POSITIONAL), len(inputs))
+    return inputs if place >= len(inputs) else (*inputs[:place], inputs[place:])
+
+
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Nothing of what torch has to say about attempts that may fail."""
-    loggers = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     disabled = [logger.disabled for logger in loggers]
     try:
         for logger in loggers:
@@ -288,7 +305,13 @@ def copied(module: nn.Module) -> nn.Module:
         if hasattr(value, "grad_fn") and value.grad_fn is not None
     }
     try:
-        with _silent():  # copies of what torch.export made warn of torch's own ways
+        with silent():  # copies of what torch.export made warn of torch's own ways
             return copy.deepcopy(module, computed)
     except Exception as error:
         raise ModelError(f"it cannot be copied: {error}", where=type(module).__name__) from error
+
+
+def in_float64(module: nn.Module) -> nn.Module:
+    """A deep copy with every floating-point number in float64; errors as `copied`."""
+    with silent():  # a copied script warns of tensors that were computed
+        return copied(module).double()

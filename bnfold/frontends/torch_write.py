@@ -5,6 +5,7 @@ Everything else stays: classes, device, dtype, memory format, requires_grad, the
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,28 @@ def write(target: nn.Module, graph: TorchGraph, plan: FoldPlan) -> None:
             _write_batchnorm(target, graph, index, bench.affines[index])
         for index in sorted(bench.removed):
             _take_out(target, graph.batchnorms[index])
+
+
+def write_the_same(plans: Sequence[tuple[TorchGraph, FoldPlan]]) -> bool:
+    """Whether all plans, each for another kind of inputs of one module, write the same numbers to the same places."""
+    first, *others = (dict(_changes(*pair)) for pair in plans)
+    return all(
+        first.keys() == other.keys()
+        and all(np.array_equal(a, b) for key in first for a, b in zip(first[key], other[key], strict=True))
+        for other in others
+    )
+
+
+def _changes(graph: TorchGraph, plan: FoldPlan) -> Iterator[tuple[str, tuple[Float64Array, ...]]]:
+    """What a plan changes, by name."""
+    bench = plan.bench
+    for index in bench.absorbed:
+        params = bench.linear_params(graph.operators[index])
+        yield f"{graph.linears[index].weight} {graph.linears[index].bias}", (params.weight, params.bias)
+    for index in bench.removed:
+        yield f"without {graph.batchnorms[index].path}", ()
+    for index in set(bench.affines) - set(bench.removed):
+        yield graph.batchnorms[index].path, (bench.affines[index].scale, bench.affines[index].shift)
 
 
 def _write_linear(target: nn.Module, site: TorchLinear, params: LinearParams) -> None:

@@ -1,0 +1,68 @@
+"""`bnfold.verify` for PyTorch modules; `bnfold.verifying` hands them on to here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from bnfold.api_torch import check_module
+from bnfold.errors import UsageError
+from bnfold.frontends.onnx_files import in_memory
+from bnfold.frontends.torch_guess import made_up_inputs
+from bnfold.torch_compared import Other, check_other, model_as_other, module_as_other
+from bnfold.torch_dispatch import is_module
+from bnfold.verification import Verification
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import nn
+
+
+def verify_module(  # noqa: PLR0913
+    before: nn.Module,
+    after: nn.Module | ir.Model,
+    inputs: tuple[Any, ...] | None,
+    *,
+    providers: tuple[str, ...] = ("cpu",),
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Verification:
+    """Compare the outputs of `before` with those of `after`.
+
+    Args:
+        before: The original, in eval mode.
+        after: Another module in eval mode, or an ONNX model.
+        inputs: What the forward pass of `before` takes; its tensors, in order, are the inputs of an ONNX model.
+        providers: Where an ONNX model runs.
+        seed: Of the numbers.
+        progress: Told what is being done.
+
+    Raises:
+        UsageError: There are no inputs, and none could be made up.
+        ModelError: A module is in training mode, or the original does not run on the inputs.
+        MissingPackageError, ProviderError: onnxruntime, or a provider, is not there.
+    """
+    check_module(before)
+    if inputs is not None and not isinstance(inputs, tuple):
+        what = f"the inputs of a PyTorch module are a tuple, not a {type(inputs).__name__}"
+        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
+    given = inputs if inputs is not None else next(iter(made_up_inputs(before)), None)
+    if given is None:
+        what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
+        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
+    checks = []
+    for other in _others(after, providers, seed):
+        if progress:
+            progress(f"comparing with {'the module' if is_module(after) else 'the model'} on {other.provider}")
+        checks.append(check_other(before, other, given, seed))
+    return Verification((), tuple(checks))
+
+
+def _others(after: nn.Module | ir.Model, providers: tuple[str, ...], seed: int) -> Iterator[Other]:
+    if is_module(after):
+        check_module(after)
+        yield module_as_other(after, seed)
+        return
+    model = in_memory(cast("ir.Model", after))
+    for provider in providers:
+        yield model_as_other(model, provider)

@@ -1,0 +1,82 @@
+"""Compares two models that somebody else may have made: ONNX with ONNX, or a PyTorch module with either."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+
+import onnx_ir as ir
+
+from bnfold.checking import Check, Progress, source_of
+from bnfold.data_sources import DataLike
+from bnfold.errors import UsageError
+from bnfold.frontends.onnx_files import load
+from bnfold.torch_dispatch import is_module, verify_torch
+from bnfold.verification import Verification
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: A model in memory, or the path of an ONNX file.
+ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
+
+
+@overload
+def verify(
+    before: nn.Module,
+    after: nn.Module | ModelLike,
+    *,
+    example_inputs: tuple[Any, ...] | None = ...,
+    providers: Sequence[str] = ...,
+    seed: int = ...,
+    progress: Progress | None = ...,
+) -> Verification: ...
+
+
+@overload
+def verify(
+    before: ModelLike,
+    after: ModelLike,
+    *,
+    providers: Sequence[str] = ...,
+    shapes: Mapping[str, tuple[int, ...]] | None = ...,
+    seed: int = ...,
+    data: DataLike | None = ...,
+    progress: Progress | None = ...,
+) -> Verification: ...
+
+
+def verify(  # noqa: PLR0913
+    before: ModelLike | nn.Module,
+    after: ModelLike | nn.Module,
+    *,
+    example_inputs: tuple[Any, ...] | None = None,
+    providers: Sequence[str] = ("cpu",),
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    data: DataLike | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Run two models on the same inputs, unoptimised, and compare their outputs and inner tensors of equal name.
+
+    A PyTorch module is compared with another one, or with an ONNX model of it, by their outputs in order: on the given
+    `example_inputs`, numbers of their shapes, and other sizes. Args and errors as `fold`; a difference is no error here
+    but in the result.
+    """
+    if is_module(before) or is_module(after):
+        loaded = after if is_module(after) else opened(cast("ModelLike", after))[0]
+        return verify_torch(before, loaded, example_inputs, (shapes, data is not None), providers=tuple(providers),
+                            seed=seed, progress=progress)  # fmt: skip
+    if example_inputs is not None:
+        raise UsageError("example_inputs are for PyTorch modules", where="verify", remedy="data=... is for ONNX models")
+    old, new = (opened(cast("ModelLike", model))[0] for model in (before, after))
+    return Verification((), Check(providers, shapes, seed, source_of(data, old), progress).quick(old, new))
+
+
+def opened(model: ModelLike) -> tuple[ir.Model, str]:
+    """The model, and its name for the report."""
+    if isinstance(model, ir.Model):
+        return model, model.graph.name or "model"
+    return load(model), Path(model).name

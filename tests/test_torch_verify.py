@@ -1,0 +1,186 @@
+"""bnfold.verify with a PyTorch module: against another module, and against an ONNX model in onnxruntime."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from onnx_models import parse
+from test_torch_guards import Net, conv
+from test_torch_observed import Block, lively
+from torch import Tensor, nn
+from torch_models import sample
+
+import bnfold
+from bnfold.errors import ModelError, UsageError
+
+SHAPE = (2, 3, 9, 9)
+
+
+def pair(dtype: torch.dtype = torch.float32) -> nn.Module:
+    return lively(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU())).to(dtype)
+
+
+def x(*shape: int) -> Tensor:
+    return sample(*(shape or SHAPE), dtype=torch.float32)
+
+
+def as_onnx(module: nn.Module, size: str = "N,3,H,W", more: str = "", **changes: Any) -> ir.Model:
+    """The same network as ONNX text, with the module's numbers."""
+    conv, bn = module[0], module[1]
+    values = {
+        "w": conv.weight, "gamma": bn.weight, "beta": bn.bias, "mean": bn.running_mean, "var": bn.running_var, **changes
+    }  # fmt: skip
+    text = f"""(float[{size}] image) => (float[A,B,C,D] y{more})
+        <float[4,3,3,3] w, float[4] gamma, float[4] beta, float[4] mean, float[4] var>
+        {{ c = Conv(image, w) n = BatchNormalization <epsilon=0.00001> (c, gamma, beta, mean, var) y = Relu(n)
+           {"z = Neg(y)" if more else ""} }}"""
+    return ir.from_proto(parse(text, values={k: v.detach().numpy() for k, v in values.items()}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_folded_module_passes(dtype: torch.dtype) -> None:
+    net = pair(dtype)
+    folded = bnfold.fold(net, example_inputs=(x().to(dtype),)).module
+    checked = bnfold.verify(net, folded, example_inputs=(x().to(dtype),))
+    assert checked.passed
+    assert len(checked.quick[0].runs) == 3  # as given, other numbers, other sizes
+    assert checked.quick[0].provider == "torch"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_wrong_weight_fails(dtype: torch.dtype) -> None:
+    net = pair(dtype)
+    folded = bnfold.fold(net, example_inputs=(x().to(dtype),)).module
+    folded[0].weight.data[:, 0, 0, 0] += 1e-3
+    checked = bnfold.verify(net, folded, example_inputs=(x().to(dtype),))
+    assert checked.failed
+    assert checked.culprit == "the first tensor that differs on torch is output 0"
+
+
+def test_inputs_are_made_up_where_they_are_left_out() -> None:
+    net = pair()
+    assert bnfold.verify(net, copy.deepcopy(net)).passed
+    with pytest.raises(UsageError, match="needs example_inputs"):
+        bnfold.verify(nn.ReLU().eval(), nn.ReLU().eval())
+
+
+def test_an_onnx_model_of_the_module_passes(tmp_path: Path) -> None:
+    net = pair()
+    model = as_onnx(net)
+    checked = bnfold.verify(net, model, example_inputs=(x(),))
+    assert checked.passed
+    assert checked.providers == ("cpu",)
+    assert checked.quick[0].comparisons[0].name == "output 0 (y)"
+    folded = bnfold.fold(model).model
+    bnfold.save(folded, tmp_path / "folded.onnx")
+    assert bnfold.verify(net, tmp_path / "folded.onnx", example_inputs=(x(),)).passed
+    assert bnfold.verify(net, str(tmp_path / "folded.onnx")).passed
+
+
+def test_an_onnx_model_with_another_number_fails() -> None:
+    net = pair()
+    wrong = net[0].weight.detach().clone()
+    wrong[:, 0, 0, 0] += 1e-3
+    assert bnfold.verify(net, as_onnx(net, w=wrong), example_inputs=(x(),)).failed
+
+
+def test_an_onnx_model_of_fixed_sizes_is_compared_at_those() -> None:
+    net = pair()
+    (quick,) = bnfold.verify(net, as_onnx(net, "2,3,9,9"), example_inputs=(x(),)).quick
+    assert quick.passed
+    assert len(quick.runs) == 2
+    assert [note for note in quick.notes if note == "The second of the two takes no inputs of 4x3x18x18."]
+
+
+def test_an_onnx_model_of_other_sizes_proves_nothing() -> None:
+    net = pair()
+    checked = bnfold.verify(net, as_onnx(net, "2,3,8,8"), example_inputs=(x(),))
+    assert not checked.passed
+    assert not checked.failed
+    assert "The second of the two cannot be run with inputs of 2x3x9x9" in checked.quick[0].notes[0]
+
+
+def test_another_number_of_outputs_is_a_result() -> None:
+    net = pair()
+    checked = bnfold.verify(net, as_onnx(net, more=", float[E,F,G,I] z"), example_inputs=(x(),))
+    assert checked.failed
+    assert checked.quick[0].comparisons[0].note == "the number of outputs changed from 1 to 2"
+
+
+def test_another_shape_of_an_output_is_a_result() -> None:
+    net = pair()
+    checked = bnfold.verify(net, nn.Sequential(net, nn.Flatten()).eval(), example_inputs=(x(),))
+    assert checked.failed
+    assert checked.quick[0].comparisons[0].note == "the shape changed from (2, 4, 7, 7) to (2, 196)"
+
+
+def test_another_type_of_an_output_is_a_result() -> None:
+    net = pair()
+    wide = Net(lambda s, x: s.inner(x).double(), inner=net).eval()
+    checked = bnfold.verify(net, wide, example_inputs=(x(),))
+    assert checked.quick[0].comparisons[0].note == "the type changed from float32 to float64"
+    assert checked.failed
+
+
+def test_another_number_of_inputs_is_a_result() -> None:
+    two = Net(lambda s, x: s.inner(x[0]) + x[1].sum(), inner=pair()).eval()
+    checked = bnfold.verify(two, as_onnx(pair()), example_inputs=((x(), x()),))
+    assert checked.failed
+    assert checked.quick[0].comparisons[0].note == "the module takes 2 tensors and the model 1"
+
+
+def test_outputs_that_do_not_follow_the_inputs_prove_nothing() -> None:
+    dead = Net(lambda s, x: s.inner(x) * 0, inner=pair()).eval()
+    checked = bnfold.verify(dead, copy.deepcopy(dead), example_inputs=(x(),))
+    assert not checked.passed
+    assert not checked.failed
+    assert checked.doubt == "The outputs do not follow the inputs."
+
+
+def test_an_original_that_overflows_proves_nothing() -> None:
+    net = pair(torch.float16)
+    net[0].weight.data.mul_(2e4)
+    net[1].running_var.fill_(1e-3)
+    loud = Net(lambda s, x: s.inner(x) * 6e4, inner=net).eval()
+    other = Net(lambda s, x: s.inner(x) * 5e4, inner=net).eval()
+    checked = bnfold.verify(loud, other, example_inputs=(x().half(),))
+    assert not checked.passed
+
+
+def test_a_module_that_cannot_be_captured_is_compared_all_the_same() -> None:
+    net = lively(Net(lambda s, x: s.a(x) if x.sum() > 0 else s.b(x), a=Block(3), b=Block(3)))
+    given = (sample(*SHAPE),)
+    folded = bnfold.fold(net, example_inputs=given).module
+    assert bnfold.verify(net, folded, example_inputs=given).passed
+
+
+def test_the_modules_stay_as_they_are() -> None:
+    net = pair()
+    state = copy.deepcopy(net.state_dict())
+    bnfold.verify(net, copy.deepcopy(net), example_inputs=(x(),))
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in state.items())
+
+
+def test_wrong_arguments_are_clear_errors() -> None:
+    net = pair()
+    with pytest.raises(UsageError, match="verify: a PyTorch module is the first of the two; verify"):
+        bnfold.verify(as_onnx(net), net)  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="takes example_inputs, providers, seed and progress, and nothing else"):
+        bnfold.verify(net, net, shapes={"x": (1,)})  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="verify: example_inputs are for PyTorch modules"):
+        bnfold.verify(as_onnx(net), as_onnx(net), example_inputs=(x(),))  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="the inputs of a PyTorch module are a tuple, not a Tensor"):
+        bnfold.verify(net, net, example_inputs=x())
+    with pytest.raises(ModelError, match="training mode"):
+        bnfold.verify(net, copy.deepcopy(net).train(), example_inputs=(x(),))
+    with pytest.raises(
+        ModelError, match=r"^Sequential: module\(\*example_inputs\) raises RuntimeError: .*; correct it"
+    ):
+        bnfold.verify(net, net, example_inputs=(x(2, 5, 9, 9),))
+    with pytest.raises(UsageError, match=r"missing\.onnx: there is no such file"):
+        bnfold.verify(net, "missing.onnx")
