@@ -1,6 +1,6 @@
 """How far recalibrated statistics are from the truth, and what that does to the output: bnfold beside its peers.
 
-    python -m benchmarks.recalibration_errors [--network digits resnet50 shufflenet_v2] [--samples 203]
+    python -m benchmarks.recalibration_errors [--network digits darknet53 resnet50] [--samples 203]
 
 The truth is one pass of all samples at once through the network in float64, each BatchNorm taking over the mean and
 variance of what it sees before it normalises by them: what a network in use has to have on exactly these data. Peers:
@@ -151,7 +151,7 @@ def rows(network: str, samples: int, sizes: Sequence[int]) -> Iterator[str]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", nargs="+", default=["digits", "resnet50", "shufflenet_v2"])
+    parser.add_argument("--network", nargs="+", default=["digits", "darknet53", "resnet50"])
     parser.add_argument("--samples", type=int, default=203)
     parser.add_argument("--batch-size", nargs="+", type=int, default=[4, 32])
     options = parser.parse_args()

@@ -202,12 +202,15 @@ def test_every_command_has_its_flags() -> None:
     )
     checking = {"--provider", "--shape", "--seed", "--verify-data", "--batch-size", "--samples", "--preset"}
     checking |= {f"--image-{what}" for what in ("size", "resize", "mean", "std", "scale", "order")}
+    how = {"--method", "--momentum", "--variance", "--memory", "--force", "--unshare"}
     assert found == {
-        "fold": {"--output", "--require-all", "--no-verify", "--manifest"} | reading | checking | showing,
+        "fold": {"--output", "--require-all", "--no-verify", "--manifest", "--calibrate"}
+        | (reading | checking | how | showing),
         "inspect": reading | showing,
         "verify": {"--reproduce"} | checking | showing,
         "bench": {"--provider", "--shape", "--seed", "--threads", "--rounds"} | showing,
-        "recalibrate": {"--output", "--data", "--method", "--momentum", "--variance", "--memory", "--force"}
+        "recalibrate": {"--output", "--data"}
+        | how
         | (checking - {"--provider", "--shape", "--verify-data"})
         | {"--keep", "--only"}
         | showing,
