@@ -209,7 +209,7 @@ def test_every_command_has_its_flags() -> None:
         "inspect": reading | showing,
         "verify": {"--reproduce"} | checking | showing,
         "bench": {"--provider", "--shape", "--seed", "--threads", "--rounds"} | showing,
-        "recalibrate": {"--output", "--data"}
+        "recalibrate": {"--timeout", "--output", "--data"}
         | how
         | (checking - {"--provider", "--shape", "--verify-data"})
         | {"--keep", "--only"}
