@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from bnfold.frontends.onnx_pass import FoldBatchNormPass
     from bnfold.manifest import Manifest
+    from bnfold.processes import Processes
     from bnfold.recalibrating import RecalibrationResult, recalibrate
     from bnfold.report.bench_report import BenchReport
     from bnfold.report.model import Report, Size
@@ -64,6 +65,7 @@ _HOME = {
     ),
     "bnfold.frontends.onnx_pass": ("FoldBatchNormPass",),
     "bnfold.manifest": ("Manifest",),
+    "bnfold.processes": ("Processes",),
     "bnfold.recalibrating": ("RecalibrationResult", "recalibrate"),
     "bnfold.report.bench_report": ("BenchReport",),
     "bnfold.report.model": ("Report", "Size"),
@@ -91,6 +93,7 @@ __all__ = [
     "Manifest",
     "MissingPackageError",
     "ModelError",
+    "Processes",
     "ProviderError",
     "Reason",
     "RecalibrationReport",

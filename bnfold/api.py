@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 import onnx_ir as ir
 
+from bnfold.batches import Data
 from bnfold.calibrating import Calibration, calibrated
 from bnfold.checking import Check, Progress, demand, source_of
 from bnfold.data_sources import DataLike
@@ -27,7 +28,6 @@ from bnfold.leftover_forms import Form
 from bnfold.manifest import Manifest
 from bnfold.model_size import scales_of, size_of
 from bnfold.notes import plan_notes
-from bnfold.recalibrating import Data
 from bnfold.report.model import Report
 from bnfold.runtime import require
 from bnfold.selecting import as_form, selection

@@ -84,25 +84,28 @@ def fold_module(  # noqa: PLR0913
 
 
 def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> _Planned:
-    check_module(module, inputs)
-    assert inputs is not None
+    check_module(module)
+    inputs = check_inputs(inputs)
     captured = capture(module, inputs)
     graph = TorchGraph(module, captured)
     return _Planned(captured, graph, plan(graph, wanted, merges=False))
 
 
-def check_module(module: nn.Module, inputs: tuple[Any, ...] | None) -> None:
-    """Whether it can be asked for its graph.
+def check_inputs(inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """The example inputs, or a UsageError if there are none."""
+    if isinstance(inputs, tuple):
+        return inputs
+    what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
+    raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
 
-    Raises:
-        UsageError: There are no example inputs.
-        ModelError: The module is in training mode, has no parameters yet, or is TorchScript.
-    """
+
+def check_module(module: nn.Module) -> None:
+    """Raise a ModelError if the module is TorchScript, in training mode, or has no parameters yet."""
     import torch  # noqa: PLC0415
 
     name = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
-        raise ModelError("it is TorchScript, whose code cannot change", where=name, remedy="fold the Python module")
+        raise ModelError("it is TorchScript, whose code cannot change", where=name, remedy="give the Python module")
     if module.training:
         raise ModelError("the module is in training mode", where=name, remedy="call .eval() on it first")
     for path, part in module.named_modules():
@@ -110,9 +113,6 @@ def check_module(module: nn.Module, inputs: tuple[Any, ...] | None) -> None:
         tensors = [*part._parameters.values(), *part._buffers.values()]
         if any(t is not None and lazy(t) for t in tensors):
             raise ModelError("a lazy module has no parameters yet", where=path, remedy="run the module once")
-    if not isinstance(inputs, tuple):
-        what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
-        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
 
 
 def _landmarks(planned: _Planned) -> dict[str, str]:

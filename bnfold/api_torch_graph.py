@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bnfold.api_torch import check_module
+from bnfold.api_torch import check_inputs, check_module
 from bnfold.checking import demand
 from bnfold.errors import VerificationError
 from bnfold.folding import FoldPlan, plan
@@ -137,8 +137,8 @@ def fold_program(
 def _capture(
     module: nn.Module, inputs: tuple[Any, ...] | None, settings: GraphSettings
 ) -> tuple[Captured, tuple[str, ...]]:
-    check_module(module, inputs)
-    assert inputs is not None
+    check_module(module)
+    inputs = check_inputs(inputs)
     captured = capture_graph(module, inputs, static_shapes=settings.static_shapes)
     if settings.static_shapes:
         return captured, ("captured for the sizes of the example only",)

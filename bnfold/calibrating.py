@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from bnfold.batches import Data
 from bnfold.frontier import DEFAULT_MEMORY
-from bnfold.recalibrating import Data, recalibrate
+from bnfold.recalibrating import recalibrate
 from bnfold.report.recalibration_report import RecalibrationReport
 
 

@@ -18,6 +18,7 @@ import click
 
 from bnfold.cli_commands import commands
 from bnfold.errors import BnfoldError, UsageError
+from bnfold.launch import may_speak, said
 from bnfold.wording import printable
 
 #: What a shell reports for a program that Ctrl-C, or the end of the pipe it writes to, has ended.
@@ -103,8 +104,11 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _say(sentence: str) -> None:
+    if not may_speak():
+        return
     try:
         click.echo(f"bnfold: {printable(sentence)}", err=True)
+        said()
     except OSError:  # nobody reads stderr: the exit code must do
         _hang_up()
 

@@ -27,6 +27,14 @@ _EPILOG = (
 @recalibrating("data", "--data")
 @choosing
 @report_option
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1800.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With torchrun: how long processes wait for each other.",
+)
 @showing
 def recalibrate_command(  # noqa: PLR0913  # one parameter for each option
     *,
@@ -37,27 +45,31 @@ def recalibrate_command(  # noqa: PLR0913  # one parameter for each option
     keep: str | None,
     only: str | None,
     reports: Reports,
+    timeout: float,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Compute mean and variance of every BatchNorm of MODEL anew from unlabelled DATA, and write OUTPUT."""
-    from bnfold import api, terminal, wording  # noqa: PLC0415
+    from bnfold import api, launch, terminal, wording  # noqa: PLC0415
     from bnfold.recalibrating import recalibrate  # noqa: PLC0415
 
     if data is None:
         raise UsageError("there is no data to compute statistics from", remedy="give --data")
     check_targets([output], [model, data.text])
     reports.check([model, output, data.text])
-    console = terminal.open_console(quiet)
-    with terminal.progress(console, f"reading {model}") as tell:
+    console = terminal.open_console(quiet or not launch.is_first())
+    with launch.joined(timeout) as processes, terminal.progress(console, f"reading {model}") as tell:
         result = recalibrate(
             model,
             data,
             **how,
             keep=keep,
             only=only,
+            processes=processes,
             progress=tell,
         )
+        if not launch.is_first():
+            return 0
         api.save(result.model, output)
     reports.of_recalibration(result.report, input=model, output=output)
     if as_json:

@@ -1,21 +1,20 @@
-"""Recalibrates the BatchNorms of an ONNX model on the user's data: new mean and variance, everything else stays."""
+"""Recalibrates the BatchNorms of a model on the user's data: new mean and variance, everything else stays."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, get_args, overload
 
 import onnx_ir as ir
 
-from bnfold.data import InputSpec, read_inputs
-from bnfold.data_callable import Stream
-from bnfold.data_sources import DataLike, Source, as_source
+from bnfold.batches import Counted, Data, count_batches, open_data
+from bnfold.data import read_inputs
 from bnfold.drift import Left, Recalibrated
 from bnfold.errors import MachineError, ProviderError, UsageError
 from bnfold.footprint import Footprint, demand_room, footprint
@@ -25,19 +24,23 @@ from bnfold.frontends.onnx_observe import OnnxObservable, Unshare
 from bnfold.frontends.onnx_statistics import write_statistics
 from bnfold.frontier import DEFAULT_MEMORY, Frontier
 from bnfold.observation import State
+from bnfold.processes import Link, Processes, linked
 from bnfold.recalibration import Method, Settings
 from bnfold.recalibration import recalibrate as run_engine
 from bnfold.report.recalibration_report import RecalibrationReport, by_drift
 from bnfold.runtime import open_segment, require
 from bnfold.selecting import selection
+from bnfold.torch_dispatch import is_module
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
 
-#: Batches, however given.
-Data: TypeAlias = "DataLike | Callable[[], Iterable[Any]]"
-
 #: The metadata entry that says how the statistics came about.
 RECORD = "bnfold.recalibrated"
+
+Model = TypeVar("Model")
 
 
 _IN_FLOAT32 = ("bfloat16 was computed in float32, as onnxruntime has no kernels for it on the CPU",)
@@ -46,22 +49,61 @@ _SMALLER = "make the batches smaller with --batch-size, or give --memory less"
 
 
 @dataclass(frozen=True, eq=False)
-class RecalibrationResult:
+class RecalibrationResult(Generic[Model]):
     """A model with new statistics.
 
     Attributes:
-        model: The model; the original is as it was.
+        model: The model, an ONNX model or a PyTorch module; the original is as it was, unless `inplace` was asked for.
         report: What moved, how far, and what stayed.
     """
 
-    model: ir.Model
+    model: Model
     report: RecalibrationReport
 
 
-def recalibrate(  # noqa: PLR0913
+@overload
+def recalibrate(
+    model: nn.Module,
+    data: Data,
+    *,
+    example_inputs: tuple[Any, ...],
+    inplace: bool = ...,
+    method: str = ...,
+    momentum: float = ...,
+    bessel: bool = ...,
+    memory: int = ...,
+    force: bool = ...,
+    keep: str | None = ...,
+    only: str | None = ...,
+    processes: Processes | None = ...,
+    progress: Callable[[str], None] | None = ...,
+) -> RecalibrationResult[nn.Module]: ...
+
+
+@overload
+def recalibrate(
     model: ModelLike,
     data: Data,
     *,
+    method: str = ...,
+    momentum: float = ...,
+    bessel: bool = ...,
+    memory: int = ...,
+    force: bool = ...,
+    unshare: str = ...,
+    keep: str | None = ...,
+    only: str | None = ...,
+    processes: Processes | None = ...,
+    progress: Callable[[str], None] | None = ...,
+) -> RecalibrationResult[ir.Model]: ...
+
+
+def recalibrate(  # noqa: PLR0913
+    model: ModelLike | nn.Module,
+    data: Data,
+    *,
+    example_inputs: tuple[Any, ...] | None = None,
+    inplace: bool = False,
     method: str = "sequential",
     momentum: float = 0.1,
     bessel: bool = False,
@@ -70,14 +112,18 @@ def recalibrate(  # noqa: PLR0913
     unshare: str = "none",
     keep: str | None = None,
     only: str | None = None,
+    processes: Processes | None = None,
     progress: Callable[[str], None] | None = None,
-) -> RecalibrationResult:
+) -> RecalibrationResult[Any]:
     """Compute the running mean and variance of every BatchNorm of `model` anew, from `data` alone.
 
     Args:
-        model: A model, which stays as it is, or the path of an ONNX file.
+        model: A model, which stays as it is, the path of an ONNX file, or a PyTorch module in eval mode.
         data: What `DataRequest` names or its text; or batches, each a dict of one array per input, or one array for a
             model with a single input; or a function that returns them. They are read once, so an iterator will do.
+            A module's inputs are called as its forward pass calls them; their arrays may be tensors.
+        example_inputs: What the forward pass of a PyTorch module takes, with the sizes of the data.
+        inplace: Whether to change the given module rather than a copy.
         method: "sequential": every BatchNorm under already recalibrated ones, in eval mode, over all data at once; the
             batch size does not matter. "batch": upstream BatchNorms normalise by the batch, as in training. "ema": the
             running average of training, from the old statistics on.
@@ -90,26 +136,58 @@ def recalibrate(  # noqa: PLR0913
             keep their statistics), those that are "dependent" in that way, or "all".
         keep: A regular expression; BatchNorms in whose name it is found keep their statistics.
         only: A regular expression; BatchNorms in whose name it is not found keep their statistics.
+        processes: That this is one of several processes, which all make this call and share the data: each gets the
+            batches `rank`, `rank + size`, ..., and all get the same result. "ema" takes one process.
         progress: Told what is being done, one clause at a time.
 
     Raises:
         UsageError: An option contradicts itself; the file does not exist.
-        ModelError: The file is not an ONNX model that can be read.
+        ModelError: The file is not an ONNX model that can be read, or the module is in training mode.
         DataError: The batches do not fit the model, are none, too few, or lead to values that are not finite.
         MissingPackageError: onnxruntime is not installed, or Pillow for images.
-        MachineError: The model cannot be run here, or the disk is full.
+        MachineError: The model cannot be run here, the disk is full, or another process has ended.
     """
     settings = Settings(_method(method), momentum, bessel, force)
     if not 0 < momentum <= 1 or memory < 0:
         raise UsageError("the momentum lies above 0 and not above 1, the memory not below 0", where="recalibrate")
+    wanted, tell = selection(only, keep), progress or (lambda _clause: None)
+    shared = _unshare(unshare)
+    with linked(processes) as link:
+        if method == "ema" and link.size > 1:
+            what = "a running average depends on the order of the batches, so it takes one process"
+            raise UsageError(what, where="ema", remedy="take sequential or batch, or one process")
+        if is_module(model):
+            from bnfold.recalibrating_torch import Work, recalibrate_module  # noqa: PLC0415
+
+            if shared != "none":
+                what = "the calls of a PyTorch module have one place for their statistics"
+                raise UsageError(what, where="unshare", remedy="export the module to ONNX")
+            work = Work(settings, wanted, memory, tell, link)
+            return recalibrate_module(model, data, example_inputs, work, inplace=inplace)
+        if example_inputs is not None or inplace:
+            raise UsageError("example_inputs and inplace are for PyTorch modules", where="recalibrate")
+        return _recalibrate_onnx(cast("ModelLike", model), data, settings, wanted, shared, memory, tell, link)
+
+
+def _recalibrate_onnx(  # noqa: PLR0913, PLR0917
+    model: ModelLike,
+    data: Data,
+    settings: Settings,
+    wanted: Callable[[str], bool],
+    unshare: Unshare,
+    memory: int,
+    tell: Callable[[str], None],
+    link: Link,
+) -> RecalibrationResult[ir.Model]:
     require("cpu")
     original, name = _opened(model)
-    observable = OnnxObservable(original, open_segment, selection(only, keep), _unshare(unshare))
-    source = _source(data, read_inputs(observable.proto))
-    feed = _Counted(source, observable.fed)
+    observable = OnnxObservable(original, open_segment, wanted, unshare)
+    link.demand_same((name, settings, unshare, [site.calls for site in observable.sites]))
+    source = open_data(data, read_inputs(observable.proto))
+    feed = Counted(source, link, observable.fed)
     batches = iter(feed)
     first = next(batches, None) if observable.levels else None
-    need = _needed(observable, first, _count(data, source, first), memory)
+    need = _needed(observable, first, count_batches(data, source, first, link), memory)
     demand_room(need)
     with Frontier(memory) as frontier, _explained():
         outcomes = run_engine(
@@ -117,8 +195,10 @@ def recalibrate(  # noqa: PLR0913
             batches if first is None else chain([first], batches),
             settings,
             frontier=frontier,
-            tell=lambda clause: progress(f"{clause}; {need}" if need.batch else clause) if progress else None,
+            tell=lambda clause: tell(f"{clause}; {need}" if need.batch else clause),
+            share=link.share,
         )
+    samples, count = link.total(feed.samples, feed.batches)
     new = {
         tuple(places): (site, outcome.new)
         for places, site, outcome in zip(observable.nodes, observable.sites, outcomes, strict=True)
@@ -129,8 +209,8 @@ def recalibrate(  # noqa: PLR0913
     moved = by_drift([o for o in outcomes if isinstance(o, Recalibrated)])
     left = (*(o for o in outcomes if isinstance(o, Left)), *observable.left)
     done = (*_separated(observable, moved), *_IN_FLOAT32[: observable.widens])
-    notes = (*_recorded(changed, settings, feed.samples), *done) if moved else ()
-    report = RecalibrationReport(name, settings, feed.samples, feed.batches, moved, left, notes, need)
+    notes = (*_recorded(changed, settings, samples), *done) if moved else ()
+    report = RecalibrationReport(name, settings, samples, count, moved, left, notes, need)
     return RecalibrationResult(changed, report)
 
 
@@ -138,21 +218,6 @@ def _needed(observable: OnnxObservable, first: State | None, batches: int | None
     """What is kept between two levels, from the shapes of the first batch; all others are taken for as large."""
     shapes = {name: array.shape for name, array in (first or {}).items()}
     return footprint(observable.carried(shapes) if first else [], batches, memory)
-
-
-def _count(data: Data, source: Source, first: State | None) -> int | None:
-    """How many batches there are, if that is known."""
-    samples = source.samples
-    if samples is None and isinstance(data, Sequence):
-        samples = sum(map(_length, data))
-    return -(-samples // max(1, _length(first))) if samples is not None and first else None
-
-
-def _length(batch: Any) -> int:
-    """Samples in a batch: a dict of arrays, a sequence of them, or one."""
-    parts = list(batch.values()) if isinstance(batch, Mapping) else batch
-    shape = getattr(parts[0] if isinstance(parts, list | tuple) and parts else parts, "shape", ())
-    return int(shape[0]) if shape else 1
 
 
 @contextmanager
@@ -172,34 +237,6 @@ def _opened(model: ModelLike) -> tuple[ir.Model, str]:
     if isinstance(model, ir.Model):
         return model, model.graph.name or "model"
     return load(model), Path(model).name
-
-
-class _Counted:
-    """The batches of one pass, counted, as `fed` gives them to the model.
-
-    Attributes:
-        samples: How many samples (axis 0 of the first input) came by.
-        batches: How many batches they were in.
-    """
-
-    def __init__(self, source: Source, fed: Callable[[State], State]) -> None:
-        self._source, self._fed = source, fed
-        self.samples = self.batches = 0
-
-    def __iter__(self) -> Iterator[State]:
-        for batch in self._source:
-            self.samples += _length(batch)
-            self.batches += 1
-            yield self._fed(batch)
-
-
-def _source(data: Data, inputs: Sequence[InputSpec]) -> Source:
-    """As `as_source`, but for what runs once, and functions."""
-    if isinstance(data, Iterator):
-        return Source(tuple(inputs), Stream("the given iterator", lambda: data, tuple(inputs), None))
-    if callable(data) and not isinstance(data, Iterable):
-        return Source(tuple(inputs), Stream("the given function", data, tuple(inputs), None))
-    return as_source(data, inputs)
 
 
 def _method(text: str) -> Method:

@@ -14,7 +14,7 @@ Three definitions of "the input":
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -28,6 +28,12 @@ from bnfold.observation import Call, Observable, Site, State
 from bnfold.rounding import round_once
 
 Method: TypeAlias = Literal["sequential", "batch", "ema"]
+
+#: What one batch showed of the BatchNorms of a level.
+Found: TypeAlias = Mapping[Call, ChannelMoments]
+
+#: Outcomes of a level from what all its batches show, in their order.
+Settle: TypeAlias = Callable[[Iterable[Found]], dict[int, Outcome]]
 
 #: From fewer values in each channel (N*H*W) no statistics are computed unless forced.
 FEWEST_SAMPLES = 32
@@ -58,20 +64,29 @@ class Settings:
         return "bessel" if self.bessel else "population"
 
 
-def recalibrate(
+def recalibrate(  # noqa: PLR0913
     observable: Observable,
     batches: Iterable[State],
     settings: Settings,
     *,
     frontier: Frontier,
     tell: Callable[[str], None] = lambda _clause: None,
+    share: Callable[[Iterator[Found], Settle], dict[int, Outcome]] = lambda seen, settle: settle(seen),
 ) -> list[Outcome]:
     """One outcome for each site; the batches are asked for once.
+
+    Args:
+        observable: The model.
+        batches: What is fed to it, or this process's share of that.
+        settings: How statistics are computed.
+        frontier: Holds the activations between two levels.
+        tell: Told what is being done.
+        share: Brings together what several processes saw of a level, and settles it once for all of them.
 
     Raises:
         DataError: There are no batches, too few values in a channel, or values that are not finite.
     """
-    run = _Run(observable, settings)
+    run = _Run(observable, settings, share)
     states: Iterator[State] = iter(batches)
     count = len(observable.levels)
     for level in range(count):
@@ -88,8 +103,13 @@ class _Run:
         outcomes: What became of the sites so far.
     """
 
-    def __init__(self, observable: Observable, settings: Settings) -> None:
-        self._observable, self._settings = observable, settings
+    def __init__(
+        self,
+        observable: Observable,
+        settings: Settings,
+        share: Callable[[Iterator[Found], Settle], dict[int, Outcome]],
+    ) -> None:
+        self._observable, self._settings, self._share = observable, settings, share
         self._is_eval = settings.method == "sequential"
         self.outcomes: dict[int, Outcome] = {}
         self._given: dict[Call, Statistics] = {}  # to the calls of the level before: settled,
@@ -97,23 +117,35 @@ class _Run:
 
     def observe(self, level: int, states: Iterator[State], frontier: Frontier) -> None:
         """Take all batches through one segment, and settle the statistics at its end."""
-        segment, last = self._observable.cut(level), level + 1 == len(self._observable.levels)
-        estimates = {site: _Estimate(self._observable.sites[site], self._settings) for site in self._sites(level)}
         own: list[dict[Call, Statistics]] = []
-        batch = -1
+        seen = self._passed(level, states, frontier, own)
+        self.outcomes |= self._share(seen, lambda all_seen: self._outcomes(level, all_seen))
+        self._given, self._own = dict(self._settled(level)), own
+
+    def _passed(
+        self, level: int, states: Iterator[State], frontier: Frontier, own: list[dict[Call, Statistics]]
+    ) -> Iterator[Found]:
+        """What each batch shows at the end of a segment."""
+        segment, last = self._observable.cut(level), level + 1 == len(self._observable.levels)
         for batch, state in enumerate(states):
             given = self._given if self._is_eval or not level else self._own[batch]
             found, rest = segment.reduce(state, given)
-            for (site, _), moments in sorted(found.items(), key=lambda entry: entry[0]):
-                estimates[site].add(moments)
             if not self._is_eval:
                 own.append({call: self._alone(call, moments) for call, moments in found.items()})
             if not last:
                 frontier.put(rest)
-        if batch < 0:
+            yield found
+
+    def _outcomes(self, level: int, seen: Iterable[Found]) -> dict[int, Outcome]:
+        estimates = {site: _Estimate(self._observable.sites[site], self._settings) for site in self._sites(level)}
+        batches = 0
+        for found in seen:
+            batches += 1
+            for (site, _), moments in sorted(found.items(), key=lambda entry: entry[0]):
+                estimates[site].add(moments)
+        if not batches:
             raise DataError("there are no batches", remedy="give at least one")
-        self.outcomes |= {site: estimate.settled() for site, estimate in estimates.items()}
-        self._given, self._own = dict(self._settled(level)), own
+        return {site: estimate.settled() for site, estimate in estimates.items()}
 
     def _sites(self, level: int) -> Sequence[int]:
         return self._observable.levels[level]

@@ -37,7 +37,7 @@ TABLE = {
         "values",
         "numpy",
     ),
-    "graph": row(2, "window_views views graph observation", "values arrays", "numpy"),
+    "graph": row(2, "window_views views graph observation levels", "values arrays", "numpy"),
     "carriers": row(3, "carriers.*", "values arrays graph", "numpy"),
     "frontends": row(3, "frontends.*", "values arrays graph", "numpy onnx onnx_ir onnxsim torch ml_dtypes"),
     "machine": row(
@@ -63,17 +63,18 @@ TABLE = {
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch api_torch_graph benchmarking calibrating checking history model_size notes "
-        "recalibrating reproduction selecting torch_culprit torch_dispatch torch_result unfolding",
+        "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking history model_size notes "
+        "processes recalibrating recalibrating_torch reproduction selecting torch_culprit torch_dispatch torch_result "
+        "unfolding",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),
     "program": row(
         6,
-        "__main__ cli cli_bench cli_commands cli_data cli_options cli_recalibrate cli_report cli_unfold terminal "
-        "wording pages.*",
+        "__main__ cli cli_bench cli_commands cli_data cli_options cli_recalibrate cli_report cli_unfold launch "
+        "terminal wording pages.*",
         "values arrays graph carriers frontends machine engine checks report library",
-        "click jinja2 matplotlib numpy rich",
+        "click jinja2 matplotlib numpy rich torch",
     ),
 }
 

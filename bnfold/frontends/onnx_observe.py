@@ -19,12 +19,13 @@ from bnfold.frontends.onnx_context import Context, float_attr, is_standard, name
 from bnfold.frontends.onnx_files import in_memory
 from bnfold.frontends.onnx_float64 import without_bfloat16
 from bnfold.frontends.onnx_graph import open_context
-from bnfold.frontends.onnx_levels import Flow, schedule, self_dependent
+from bnfold.frontends.onnx_levels import Flow
 from bnfold.frontends.onnx_read_batchnorm import read_batchnorm
 from bnfold.frontends.onnx_scopes import scopes, values_of
 from bnfold.frontends.onnx_segments import OnnxSegment, Opener, Segments, Tap
 from bnfold.frontends.onnx_shapes import Shapes
 from bnfold.graph import Shape
+from bnfold.levels import schedule, self_dependent
 from bnfold.observation import Site, State
 from bnfold.views import Barrier
 

@@ -17,8 +17,9 @@ from onnx import NodeProto, TypeProto, helper
 
 from bnfold.drift import Statistics
 from bnfold.errors import ModelError
-from bnfold.frontends.onnx_levels import Flow, Schedule
+from bnfold.frontends.onnx_levels import Flow
 from bnfold.frontends.onnx_reduction import Reduction, reduced
+from bnfold.levels import Schedule
 from bnfold.moments import ChannelMoments
 from bnfold.observation import Call, State
 

@@ -105,6 +105,16 @@ def _leaves(inputs: tuple[Any, ...]) -> list[Any]:
     return [leaf for leaf in _pytree.tree_leaves(inputs) if _is_tensor(leaf) and leaf.ndim]
 
 
+def captured_once(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
+    """Export a copy of `module` with these inputs, no size of which is 1 if the module takes another.
+
+    Raises:
+        ModelError: torch.export cannot capture it.
+        MissingPackageError: torch is too old.
+    """
+    return capture_graph(module, inputs, static_shapes=False)
+
+
 def limits(captured: Captured) -> tuple[str, ...]:
     """Sizes of inputs for which alone the capture holds, because the forward pass asks for them; one sentence each."""
     ranges = {str(symbol): (str(span.lower), str(span.upper)) for symbol, span in

@@ -82,7 +82,7 @@ class TorchGraph:
             for position, value in enumerate(operator.inputs):
                 self._uses.setdefault(value, []).append(Use(operator, position))
         self._visible = dict(self._visible_values(nodes))
-        self.unreachable: Sequence[Kept] = tuple(_in_bodies(nodes))
+        self.unreachable: Sequence[Kept] = tuple(bodies(nodes))
 
     def producer(self, value: Value) -> Operator | None:
         """The operator that computes `value`; None for an input of the module."""
@@ -243,7 +243,7 @@ def _is_whole(node: Node) -> bool:
     return len(taken) == len(node.users) == len(set(taken))
 
 
-def _in_bodies(nodes: tuple[Node, ...]) -> Iterator[Kept]:
+def bodies(nodes: tuple[Node, ...]) -> Iterator[Kept]:
     """The BatchNorms in the bodies of higher-order operators."""
     for node in nodes:
         if node.op != "get_attr":
