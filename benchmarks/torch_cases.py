@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ _IMAGE, _LARGER = (2, 3, 9, 9), (3, 3, 13, 12)
 class Net(nn.Module):
     """A module whose forward pass is a function of itself and x."""
 
-    def __init__(self, forward: Callable[[Net, Tensor], Tensor], **parts: nn.Module) -> None:
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> None:
         super().__init__()
         self.code = forward
         for name, part in parts.items():
@@ -103,7 +104,7 @@ def _tied() -> Net:
 
 
 def _read_twice() -> Net:
-    def forward(s: Net, x: Tensor) -> Tensor:
+    def forward(s: Any, x: Tensor) -> Tensor:
         y = s.conv(x)
         result: Tensor = s.bn(y) + y.sigmoid()
         return result
@@ -126,7 +127,7 @@ def _transposed(groups: int, outputs: int) -> Net:
 
 
 def _fixed_sizes() -> Net:
-    def forward(s: Net, x: Tensor) -> Tensor:
+    def forward(s: Any, x: Tensor) -> Tensor:
         mean = s.bn(s.conv(x)).sum((2, 3)) / (int(x.shape[2]) * int(x.shape[3]))
         result: Tensor = s.last(mean)
         return result

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from benchmarks.torch_tools import SMALL, WHOLE, Made, NothingToDoError
 
 #: The largest error in float64, of a channel's scale.
 EXACT = 1e-10
+#: The outcome where a package brings no fold of its own for a network.
+NOTHING = "none"
 #: A channel counts as no smaller than this share of the median one: the roundings that it gets are those of others.
 _SMALLEST = 1e-3
 
@@ -41,7 +44,7 @@ def judge(net: Net, tool: str, folder: Path) -> tuple[Outcome, Made | None]:
         made = WHOLE[tool](load(net, folder), images[:BATCH], ("", ""))
         found = _outcome(outputs(made.run, images), truth, made.left(images[:BATCH]))
     except NothingToDoError:
-        return Outcome("none"), None
+        return Outcome(NOTHING), None
     except Exception as error:  # whatever a tool raises is a result of the benchmark
         return Outcome("ERROR", detail=_said(error)), None
     try:
@@ -82,15 +85,16 @@ def _exact(got: dict[str, Array], truth: Truth) -> Iterator[float]:
 
 def judge_small(case: Case, tool: str) -> Outcome:
     """What a tool makes of a small module: "right", "WRONG", "ERROR" (it raised) or "BROKEN" (the result raises)."""
-    try:
-        made = SMALL[tool](case.module(), case.example(), case.pair)
-    except Exception as error:
-        return Outcome("ERROR", detail=_said(error))
-    try:
-        error = max(_difference(case, made))
-        left = made.left(case.example())
-    except Exception as raised:
-        return Outcome("BROKEN", detail=_said(raised))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tools warn of themselves
+        try:
+            made = SMALL[tool](case.module(), case.example(), case.pair)
+        except Exception as raised:
+            return Outcome("ERROR", detail=_said(raised))
+        try:
+            error, left = max(_difference(case, made)), made.left(case.example())
+        except Exception as raised:
+            return Outcome("BROKEN", detail=_said(raised))
     return Outcome("right" if error <= EXACT else "WRONG", left, exact=finite(error))
 
 

@@ -8,9 +8,7 @@ them apart, the BatchNorm modules of which its frozen graph has arithmetic left.
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -73,7 +71,7 @@ def _module(module: nn.Module, report: bnfold.Report | None = None) -> Made:
 
 def by_bnfold(module: nn.Module, x: Tensor, _pair: tuple[str, str] = ("", "")) -> Made:
     """`bnfold.fold`, which verifies its result; the module's own class comes back."""
-    result = bnfold.fold(module, example_inputs=(x,))
+    result = bnfold.fold(module, example_inputs=(x[:2],))
     return _module(result.module, result.report)
 
 
@@ -86,13 +84,12 @@ def by_fx(module: nn.Module, _x: Tensor, _pair: tuple[str, str] = ("", "")) -> M
 
 def by_freeze(module: nn.Module, x: Tensor, _pair: tuple[str, str] = ("", "")) -> Made:
     """`torch.jit.freeze` of the module traced with the example."""
-    with _quiet():
-        frozen = torch.jit.freeze(torch.jit.trace(module, x, check_trace=False))  # type: ignore[no-untyped-call]
+    frozen = torch.jit.freeze(torch.jit.trace(module, x, check_trace=False))  # type: ignore[no-untyped-call]
     return Made(frozen, lambda _: len(frozen.inlined_graph.findAllNodes("aten::batch_norm")))
 
 
 def by_inductor(module: nn.Module, x: Tensor, _pair: tuple[str, str] = ("", "")) -> Made:
-    """inductor with `freezing`; torch's own kernels run the frozen graph, no code is generated for it.
+    """What inductor freezes; torch's own kernels run the frozen graph, no code is generated for it.
 
     Without oneDNN: inductor packs weights for it, which does not work in float64.
     """
@@ -112,7 +109,7 @@ def by_inductor(module: nn.Module, x: Tensor, _pair: tuple[str, str] = ("", ""))
 
     def run(sample: Tensor) -> Any:
         packs = torch.backends.mkldnn.flags(enabled=False)
-        with torch.no_grad(), config.patch(freezing=True), packs, _quiet():
+        with torch.no_grad(), config.patch(freezing=True), packs:
             return compiled(sample)
 
     torch._dynamo.reset()
@@ -161,8 +158,7 @@ def by_own(module: nn.Module, _x: Tensor, _pair: tuple[str, str] = ("", "")) -> 
 
 def by_fuse_modules(module: nn.Module, _x: Tensor, pair: tuple[str, str]) -> Made:
     """`torch.ao.quantization.fuse_modules` of the pair that the caller names."""
-    with _quiet():
-        return _module(torch.ao.quantization.fuse_modules(module, [[*pair]]))  # type: ignore[no-untyped-call]
+    return _module(torch.ao.quantization.fuse_modules(module, [[*pair]]))  # type: ignore[no-untyped-call]
 
 
 def by_hand(module: nn.Module, _x: Tensor, pair: tuple[str, str]) -> Made:
@@ -176,13 +172,6 @@ def by_hand(module: nn.Module, _x: Tensor, pair: tuple[str, str]) -> Made:
     module.set_submodule(pair[0], fused)
     module.set_submodule(pair[1], nn.Identity())
     return _module(module)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 #: The columns of the table of networks.
