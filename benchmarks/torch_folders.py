@@ -52,11 +52,11 @@ def examine(net: Net, cache: Path, limits: Limits, tools: Sequence[str]) -> Exam
     facts = Facts(**json.loads((folder / "facts.json").read_text(encoding="utf-8")))
     examined = Examined(net, facts)
     for tool in tools:
-        stem = folder / f"{tool.replace(' ', '-')}-{_version(tool)}"
-        outcome = _folded(net, tool, folder, stem.with_suffix(".json"), limits)
+        target = folder / f"{re.sub('[ .]', '-', tool)}-{_version(tool)}.json"
+        outcome = _folded(net, tool, folder, target, limits)
         if outcome.kind != NOTHING:
             examined.outcomes[tool] = outcome
-        report = stem.with_suffix(".report")
+        report = target.with_suffix(".report")
         examined.reports[tool] = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
     return examined
 

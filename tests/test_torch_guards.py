@@ -291,6 +291,24 @@ def test_a_slope_that_depends_on_the_value_is_a_reader_of_it() -> None:
     fold(alive(Net(forward, conv=conv(), bn=nn.BatchNorm2d(4), last=conv(4, 4))))
 
 
+def test_a_module_that_was_given_another_forward_pass_keeps_its_path() -> None:
+    class Block(nn.Module):
+        def __init__(self, act: nn.Module) -> None:
+            super().__init__()
+            self.conv, self.bn, self.act = conv(3, 3), nn.BatchNorm2d(3), act
+
+        def other(self, x: Tensor) -> Tensor:
+            y: Tensor = self.act(self.bn(self.conv(x)))
+            return y
+
+    shared = nn.SiLU()  # at two places: torch.export then writes "bn" for "1.bn"
+    net = nn.Sequential(Block(shared), Block(shared))
+    for block in net:
+        block.forward = block.other  # as ultralytics does before an export
+    alive(net)
+    assert names(fold(net).decisions, Folded) == ["0.bn", "1.bn"]
+
+
 def test_a_deep_module_in_float64_is_not_blamed_for_its_roundings() -> None:
     layers = [
         layer for i in range(12) for layer in (nn.Conv2d(8 if i else 3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import MissingPackageError, ModelError
+from bnfold.frontends.torch_paths import absolute
 from bnfold.graph import Dim, Shape
 
 if TYPE_CHECKING:
@@ -205,9 +206,10 @@ def _export(module: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
 
     with torch.no_grad(), _silent():
         try:
-            return torch.export.export(
+            program = torch.export.export(
                 copied(module), inputs, dynamic_shapes=_pytree.tree_map(dynamic, inputs), strict=False
             )
+            return absolute(program, module)
         except Exception as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ModelError(
