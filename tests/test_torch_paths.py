@@ -16,7 +16,9 @@ KNOWN = {"", "a", "a.block", "a.block.conv", "a.block.conv.inner", "conv", "b", 
         (["", "a.block", "b", "b.norm"], ["", "a.block", "b", "b.norm"]),  # a module of another's, called within
         (["", "b", "norm"], ["", "b", "b.norm"]),
         (["", "b@1", "norm@2"], ["", "b@1", "b.norm@2"]),
-        (["", "a", "block", "block.conv", "block.conv.inner"], ["", "a", "a.block", "a.block.conv", "a.block.conv.inner"]),
+        (["", "a", "block", "block.conv"], ["", "a", "a.block", "a.block.conv"]),
+        (["", "a", "block", "block.conv", "block.conv.inner"],
+         ["", "a", "a.block", "a.block.conv", "a.block.conv.inner"]),
         (["", "a.block", "conv"], ["", "a.block", "conv"]),  # known as it is: parameters tell whether it is that one
         (["", "b", "nowhere"], ["", "b", "nowhere"]),
     ],
