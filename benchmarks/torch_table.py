@@ -27,9 +27,10 @@ network is dead or chaotic, no figure at its outputs proves anything.
 BatchNorms left are those that one run of the result goes through: the batch_norm operators that are called, for
 TorchScript those in the frozen graph, and for inductor, which takes a BatchNorm apart, those of which the frozen graph
 has arithmetic left. bnfold gives the module's own class back here, which can hold less than a graph: branches are not
-merged. "own fuse" is timm's `reparameterize_model` or ultralytics' `fuse()`, written for their own classes; "-" where
-there is none. jit.freeze works on the traced module. Of inductor, the frozen graph is run by torch's own kernels,
-without oneDNN's packed weights, and no code is generated."""
+merged. torch.fx knows torch's own classes and no subclass, such as timm's BatchNormAct2d. "own fuse" is timm's
+`reparameterize_model` or ultralytics' `fuse()`, written for their own classes; "-" where there is none. jit.freeze
+works on the traced module. Of inductor, the frozen graph is run by torch's own kernels, without oneDNN's packed
+weights, and no code is generated. "?": the tool failed in float64."""
 
 LEGEND_SMALL = """\
 Each in float64, compared on other numbers and at other sizes than the tool was told. A cell is the number of BatchNorms

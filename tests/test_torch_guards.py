@@ -309,6 +309,37 @@ def test_a_module_that_was_given_another_forward_pass_keeps_its_path() -> None:
     assert names(fold(net).decisions, Folded) == ["0.bn", "1.bn"]
 
 
+@pytest.mark.parametrize("name", ["reshape_as", "view_as"])
+def test_of_what_gives_its_shape_to_a_reshape_no_number_is_read(name: str) -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:  # as in timm's LeViT
+        y = s.fc(x)
+        result: Tensor = getattr(s.bn(y.flatten(0, 1)), name)(y)
+        return result
+
+    net = alive(Net(forward, fc=nn.Linear(5, 4, bias=False), bn=nn.BatchNorm1d(4)), 2, 7, 5)
+    assert names(fold(net, 2, 7, 5).decisions, Folded) == ["bn"]
+
+
+def test_a_reshape_to_another_order_of_the_axes_is_not_passed() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.conv(x)
+        result: Tensor = s.bn(y.reshape_as(y.transpose(1, 2)))
+        return result
+
+    net = alive(Net(forward, conv=nn.Conv1d(3, 4, 3), bn=nn.BatchNorm1d(6)), 2, 3, 8)
+    assert names(bnfold.fold(net, example_inputs=(sample(2, 3, 8),)).decisions, Kept) == ["bn"]
+
+
+def test_a_value_that_gives_its_shape_to_a_reshape_may_be_read_for_its_numbers_too() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.fc(x)
+        result: Tensor = s.bn(y.flatten(0, 1)).reshape_as(y) + y.sigmoid()
+        return result
+
+    net = alive(Net(forward, fc=nn.Linear(5, 4), bn=nn.BatchNorm1d(4)), 2, 7, 5)
+    assert reasons(fold(net, 2, 7, 5)) == [Reason.VALUE_HAS_OTHER_READERS]
+
+
 def test_a_deep_module_in_float64_is_not_blamed_for_its_roundings() -> None:
     layers = [
         layer for i in range(12) for layer in (nn.Conv2d(8 if i else 3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
