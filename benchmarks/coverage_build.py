@@ -111,7 +111,7 @@ def run(model: onnx.ModelProto, images: Array) -> dict[str, Array]:
 
 def make(net: Net, folder: Path) -> Facts:
     """Build, enliven, export and measure one network."""
-    module, images = _enlivened(net)
+    module, images = enlivened(net)
     proto = _exported(module, images[:2])
     onnx.save(proto, folder / "original.onnx")
     names = [value.name for value in proto.graph.output]
@@ -125,17 +125,18 @@ def make(net: Net, folder: Path) -> Facts:
     return Facts(
         sum(node.op_type == "BatchNormalization" for node in proto.graph.node),
         len(proto.graph.node),
-        min(_change(truth[name][:1], truth[name][1:2]) for name in names),
-        max(_change(truth[name][:BATCH], moved[name]) for name in names),
+        min(change(truth[name][:1], truth[name][1:2]) for name in names),
+        max(change(truth[name][:BATCH], moved[name]) for name in names),
         max(float(errors[name].max() / np.abs(truth[name]).max()) for name in names),
     )
 
 
-def _change(one: Array, other: Array) -> float:
+def change(one: Array, other: Array) -> float:
+    """The largest difference, of the largest element of `one`."""
     return float(np.abs(one - other).max() / np.abs(one).max())
 
 
-def _enlivened(net: Net) -> tuple[nn.Module, Tensor]:
+def enlivened(net: Net) -> tuple[nn.Module, Tensor]:
     """The network with statistics that let its input through, and the images that they are of."""
     import torch  # noqa: PLC0415
 

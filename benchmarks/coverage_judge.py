@@ -40,6 +40,7 @@ class Outcome:
         nodes: How many nodes there are; None where there is no result.
         ratio: The figure above; None where nothing was compared, or where the outputs prove nothing.
         error: The largest error of an output, of its scale.
+        exact: The largest error of a channel of the same fold in float64; None where that was not measured.
         detail: A sentence for people.
         seconds: How long the tool's process ran.
     """
@@ -49,6 +50,7 @@ class Outcome:
     nodes: int | None = None
     ratio: float | None = None
     error: float | None = None
+    exact: float | None = None
     detail: str = ""
     seconds: float = 0.0
 
@@ -67,15 +69,15 @@ def judge(original: onnx.ModelProto, result: onnx.ModelProto, truth: Truth, fact
         outputs = run(result, truth.images)
     except RefusedError as refused:
         return replace(counted, kind="INVALID", detail=str(refused))
-    figures = [_figures(outputs[name], truth.outputs[name], truth.errors[name]) for name in truth.outputs]
-    ratio, error = (float(np.max(column)) for column in zip(*figures, strict=True))
+    found = [figures(outputs[name], truth.outputs[name], truth.errors[name]) for name in truth.outputs]
+    ratio, error = (float(np.max(column)) for column in zip(*found, strict=True))
     if facts.state != "alive":
-        return replace(counted, kind="UNPROVEN", error=_finite(error), detail=f"the outputs are {facts.state}")
+        return replace(counted, kind="UNPROVEN", error=finite(error), detail=f"the outputs are {facts.state}")
     kind = "right" if ratio <= LIMIT else "INACCURATE" if error <= TOLERANCE else "WRONG"
-    return replace(counted, kind=kind, ratio=_finite(ratio), error=_finite(error))
+    return replace(counted, kind=kind, ratio=finite(ratio), error=finite(error))
 
 
-def _figures(output: Array, truth: Array, errors: Array) -> tuple[float, float]:
+def figures(output: Array, truth: Array, errors: Array) -> tuple[float, float]:
     """The ratio of the worst channel, and the largest error of the whole output's scale; infinite where it is."""
     if output.shape != truth.shape or not np.isfinite(output).all():
         return np.inf, np.inf
@@ -85,7 +87,7 @@ def _figures(output: Array, truth: Array, errors: Array) -> tuple[float, float]:
     return float(ratios.max()), float(difference.max() / scale.max())
 
 
-def _finite(number: float) -> float | None:
+def finite(number: float) -> float | None:
     """JSON has no infinity: an error that is not finite is None, and the kind says what that means."""
     return number if np.isfinite(number) else None
 

@@ -3,7 +3,7 @@
 In float64, before the folded numbers are rounded, both must agree to 1e-10 of each channel's scale, or to 4 times what
 roundings of the input and in between do to the original, where that is more (a network that amplifies them), but never
 more than 1e-7. As stored, the folded one may err by `4*error + 64*u*scale` of each channel, where error is that of the
-original, against float64.
+original, against float64; a module that is stored in float64 may err by what is granted there.
 """
 
 from __future__ import annotations
@@ -144,10 +144,13 @@ def _compared(
             note = "its sizes depend on numbers that float64 and the stored type round differently"
             yield replace(failure(name, note, raw_after[i].dtype_name), compared=False)
         else:
-            yield as_stored(name, a, raw_before[i], raw_after[i])
+            # in float64 the truth has no more digits: the error of the original is 0, as it is its own truth
+            yield as_stored(name, a, raw_before[i], raw_after[i], exact if u == UNIT_ROUNDOFF["float64"] else 0.0)
 
 
-def as_stored(name: str, truth: Float64Array, before: Stored, after: Stored) -> TensorComparison:
+def as_stored(
+    name: str, truth: Float64Array, before: Stored, after: Stored, least: Float64Array | float = 0.0
+) -> TensorComparison:
     """Whether `after` errs by no more than `4*error + 64*u*scale` of each channel, where error is that of `before`.
 
     Args:
@@ -155,13 +158,14 @@ def as_stored(name: str, truth: Float64Array, before: Stored, after: Stored) -> 
         truth: The original's output, computed in float64.
         before: The same, computed as the original is stored.
         after: What must not be worse.
+        least: What is granted at least, relative to the scale of each channel.
     """
     mine = _errors(truth, before, _TYPICAL)
     if not np.isfinite(mine).all():
         note = "the original is finite, or not, where in float64 it is the other way round"
         return replace(failure(name, note, before.dtype_name), compared=False)
     typical = float(np.quantile(mine, 0.9)) if mine.size else 0.0  # few samples may hit a channel's error at zero
-    granted = _ERRORS * np.maximum(mine, typical) + ROUNDINGS * _roundoff(before)
+    granted = np.maximum(_ERRORS * np.maximum(mine, typical) + ROUNDINGS * _roundoff(before), least)
     entry = _comparison(name, truth, after, granted, _TYPICAL)
     return replace(entry, note=f"the original errs by {mine.max(initial=0.0):.3g}")
 

@@ -17,6 +17,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import MissingPackageError, ModelError
+from bnfold.frontends.torch_paths import absolute
 from bnfold.graph import Dim, Shape
 
 if TYPE_CHECKING:
@@ -259,7 +260,8 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], *, is_static: bool = Fal
     shapes = None if is_static else _pytree.tree_map(dynamic, _as_parameters(module, inputs))
     with torch.no_grad(), silent(), redirect_stderr(StringIO()):  # on which torch writes what it has captured so far
         try:
-            return torch.export.export(copied(module), inputs, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(copied(module), inputs, dynamic_shapes=shapes, strict=False)
+            return absolute(program, module)
         except Exception as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ModelError(

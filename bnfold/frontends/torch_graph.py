@@ -33,7 +33,7 @@ from bnfold.frontends.torch_read_batchnorm import (
     read_frozen,
 )
 from bnfold.frontends.torch_read_linear import ReadLinear, TorchLinear
-from bnfold.frontends.torch_readers import ASKS_FOR_SHAPE, read
+from bnfold.frontends.torch_readers import ASKS_FOR_SHAPE, numbers_of, read
 from bnfold.frontends.torch_reading import Reading
 from bnfold.graph import Bounds, Operator, Use, Value
 from bnfold.linear import LinearParams
@@ -124,7 +124,7 @@ class TorchGraph:
             self._read_batchnorm(node)
             return
         what = self._must_stay(node) or self._left(node) or read(node, self.context)
-        variables = tuple(v for v in inputs_of(node) if v not in self.context.constants and _holds_numbers(v))
+        variables = tuple(v for v in numbers_of(node) if v not in self.context.constants and _holds_numbers(v))
         inputs = () if isinstance(what, Barrier) else (what.data,) if isinstance(what, ReadLinear) else what.inputs
         if isinstance(what, Barrier) or sorted(inputs, key=id) != sorted(variables, key=id) or not _is_whole(node):
             detail = "one of its inputs or outputs is not known to the rules"

@@ -60,7 +60,7 @@ def read_transpose(node: Node, context: Context) -> Reading | Barrier:
 
 
 def read_reshape(node: Node, _context: Context) -> Reading:
-    """view, reshape, flatten, unflatten, squeeze, unsqueeze: the shapes say what they do."""
+    """view, reshape, flatten, squeeze and the like: the shapes say what they do; of `other` nothing else is read."""
     return Reading(Reshape(), (_data(node),))
 
 

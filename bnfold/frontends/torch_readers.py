@@ -9,6 +9,7 @@ from bnfold.decision import Reason
 from bnfold.frontends import torch_read_pointwise as pointwise
 from bnfold.frontends import torch_read_shape as shape
 from bnfold.frontends import torch_read_windows as windows
+from bnfold.frontends.torch_constants import inputs_of
 from bnfold.frontends.torch_context import Context, barrier, base_name
 from bnfold.frontends.torch_read_linear import ReadLinear, read_addmm, read_conv, read_linear, read_matmul
 from bnfold.frontends.torch_reading import Reading
@@ -49,7 +50,7 @@ READERS: dict[str, Reader] = {
     **_rows(shape.read_dropout, "dropout feature_dropout alpha_dropout feature_alpha_dropout"),
     **_rows(shape.read_index_select, "index_select"),
     **_rows(shape.read_parts, "chunk split split_with_sizes"),
-    **_rows(shape.read_reshape, "view reshape flatten unflatten squeeze unsqueeze _unsafe_view"),
+    **_rows(shape.read_reshape, "view reshape flatten unflatten squeeze unsqueeze _unsafe_view view_as reshape_as"),
     **_rows(shape.read_same, "clone contiguous alias detach"),
     **_rows(shape.read_shuffle, "pixel_shuffle pixel_unshuffle channel_shuffle"),
     **_rows(shape.read_slice, "slice"),
@@ -78,6 +79,15 @@ _NOT_LINEAR = frozenset(
 ASKS_FOR_SHAPE = frozenset(
     f"aten.{name}" for name in "sym_size sym_stride sym_numel sym_storage_offset _assert_tensor_metadata".split()
 )
+
+#: What reads the numbers of its first input alone, and the shape of the second.
+_TAKES_A_SHAPE = frozenset({"aten.reshape_as", "aten.view_as"})
+
+
+def numbers_of(node: Node) -> tuple[Node, ...]:
+    """The inputs of which the operator reads more than the shape."""
+    found = tuple(inputs_of(node))
+    return found[:1] if base_name(node) in _TAKES_A_SHAPE else found
 
 
 def read(node: Node, context: Context) -> ReadLinear | Reading | Barrier:

@@ -1,0 +1,170 @@
+"""`benchmarks/torch_folders.py`: nothing wrong, inexact or missing passes for right in its tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import torch_build, torch_folders, torch_judge, torch_speed, torch_table
+from benchmarks.coverage_judge import Outcome
+from benchmarks.coverage_nets import NETS, Net
+from benchmarks.coverage_run import Examined, Limits
+from benchmarks.torch_cases import CASES
+from benchmarks.torch_tools import Made, NothingToDoError, by_freeze, by_inductor, calls
+
+UNET = next(net for net in NETS if net.name == "unet")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("unet")
+    facts = torch_build.make(UNET, path)
+    (path / "facts.json").write_text(json.dumps(asdict(facts)), encoding="utf-8")
+    assert (facts.state, facts.batchnorms) == ("alive", 12)
+    return path
+
+
+def scaled(factor: float, *, only: torch.dtype | None = None) -> torch_judge.Tool:
+    """A tool that folds nothing and multiplies every element of a weight."""
+
+    def tool(module: nn.Module, x: Tensor, _pair: tuple[str, str]) -> Made:
+        weight = next(module.parameters())
+        if only in (None, weight.dtype):
+            weight.mul_(factor)
+        return Made(module, lambda x: calls(module, x))
+
+    return tool
+
+
+def judged(tool: torch_judge.Tool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    monkeypatch.setitem(torch_judge.WHOLE, "tool", tool)
+    return torch_judge.judge(UNET, "tool", folder)[0]
+
+
+def test_a_network_that_bnfold_folds_is_right(folder: Path) -> None:
+    outcome, made = torch_judge.judge(UNET, "bnfold", folder)
+    assert (outcome.kind, outcome.batchnorms) == ("right", 0)
+    assert outcome.exact is not None
+    assert 0 < outcome.exact < 1e-10
+    assert made is not None
+    assert made.report is not None
+    assert torch_table.cell(outcome).startswith("0 (")
+
+
+@pytest.mark.parametrize(
+    ("factor", "only", "kind"),
+    [
+        (1.0, None, "right"),
+        (1.1, None, "WRONG"),
+        (float("nan"), None, "WRONG"),
+        (1 + 1e-5, torch.float32, "INACCURATE"),
+        (1 + 1e-8, torch.float64, "INEXACT"),
+    ],
+)
+def test_a_wrong_weight_is_never_right(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, factor: float, only: torch.dtype | None, kind: str
+) -> None:
+    outcome = judged(scaled(factor, only=only), folder, monkeypatch)
+    assert (outcome.kind, outcome.batchnorms) == (kind, 12)
+    assert outcome.is_bad == (kind != "right")
+    assert (f"**{kind}**" in torch_table.cell(outcome)) == (kind != "right")
+
+
+def test_what_a_tool_raises_is_shown_and_what_it_does_not_claim_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(*_: object) -> Made:
+        raise ValueError("no such thing")
+
+    def nothing(*_: object) -> Made:
+        raise NothingToDoError
+
+    outcome = judged(raising, folder, monkeypatch)
+    assert (outcome.kind, outcome.detail) == ("ERROR", "ValueError: no such thing")
+    assert torch_table.cell(outcome) == "**ERROR**"
+    assert judged(nothing, folder, monkeypatch).kind == torch_judge.NOTHING
+
+
+def test_outputs_that_prove_nothing_are_not_called_right(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("state.pt", "truth.npz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8")) | {"change": 1e-6}
+    (tmp_path / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    outcome = judged(scaled(1.0), tmp_path, monkeypatch)
+    assert (outcome.kind, outcome.detail) == ("UNPROVEN", "the outputs are dead")
+    assert torch_table.cell(outcome).startswith("UNPROVEN 12 (")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself
+def test_batchnorms_are_counted_where_they_are_left_and_where_they_are_not() -> None:
+    torch.manual_seed(0)
+    both = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.BatchNorm2d(4), nn.Tanh())
+    both.eval().requires_grad_(False)
+    x = torch.randn(2, 3, 9, 9)
+    assert calls(both, x) == 2
+    assert by_freeze(both, x).left(x) == 1
+    assert by_inductor(both, x).left(x) == 1
+
+
+def test_a_tool_that_dies_on_a_small_module_goes_on_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def process(command: list[str], _limits: Limits) -> tuple[str, float, str]:
+        *_, target = command[:4]
+        keys = command[4:]
+        lines = [json.dumps([key, asdict(Outcome("right", 0))]) for key in keys[:2]]
+        with Path(target).open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+        return ("CRASH" if len(keys) > 2 else "done"), 1.0, "Segmentation fault"
+
+    monkeypatch.setattr(torch_folders, "process", process)
+    found = torch_folders.small("bnfold", tmp_path, Limits())
+    kinds = [found[case.key].kind for case in CASES]
+    assert kinds[:6] == ["right", "right", "CRASH", "right", "right", "CRASH"]
+    assert len(found) == len(CASES)
+    monkeypatch.delattr(torch_folders, "process")
+    assert torch_folders.small("bnfold", tmp_path, Limits()) == found  # read from what was kept
+
+
+def test_a_process_that_leaves_nothing_is_a_crash_and_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_folders, "process", lambda command, limits: ("CRASH", 1.0, "Killed"))
+    outcome = torch_folders._folded(UNET, "bnfold", tmp_path, tmp_path / "made.json", Limits())
+    assert (outcome.kind, outcome.detail) == ("CRASH", "Killed")
+    assert torch_folders.examine(UNET, tmp_path, Limits(), []).trouble == "not built: CRASH, Killed"
+    monkeypatch.setattr(torch_folders, "find_spec", lambda package: None)
+    row = torch_folders.examine(Net("yolov8n", "ultralytics"), tmp_path, Limits(), [])
+    assert "**ultralytics is not installed**" in torch_table.networks([row])[1]
+
+
+def test_the_page_counts_what_is_wrong_and_says_so() -> None:
+    cases = {"one": {case.key: Outcome("right", 0) for case in CASES}}
+    cases["other"] = cases["one"] | {"plain": Outcome("WRONG", 0, exact=0.25), "tied": Outcome("ERROR", detail="a\nb")}
+    *_, wrong, fails = torch_table.small_modules(cases)
+    assert wrong[1:] == [f"0 of {len(CASES)}", f"1 of {len(CASES)}"]
+    assert fails[1:] == [f"0 of {len(CASES)}", f"1 of {len(CASES)}"]
+    text = torch_table.page([Examined(UNET, trouble="not built: CRASH, Killed")], cases)
+    assert "**WRONG (0.2)**" in text
+    assert "ERROR, a b" in text
+    assert "**not built: CRASH, Killed**" in text
+
+
+def test_speed_is_a_ratio_within_a_round() -> None:
+    class Steps(nn.Module):
+        def __init__(self, ticks: int) -> None:
+            super().__init__()
+            self.ticks = ticks
+
+        def forward(self, x: Tensor) -> Tensor:
+            clock["now"] += self.ticks
+            return x
+
+    clock = {"now": 0.0}
+    found = torch_speed.ratios((Steps(4), Steps(3)), torch.zeros(1), 5, [lambda: clock["now"]])
+    assert found == [[0.75] * 5]
