@@ -129,6 +129,11 @@ class Bench:
         readers = (use.operator for use in self.graph.uses(value) if self._passes_on(use))
         return next((r for op in readers if (r := self.visible(_first_output(op))) is not None), None)
 
+    def is_measured(self, value: Value) -> bool:
+        """Whether anything reads the shape of `value`, or of what is now the same value."""
+        readers = (use.operator for use in self.graph.uses(value) if self._passes_on(use))
+        return self.graph.is_measured(value) or any(self.is_measured(_first_output(op)) for op in readers)
+
     def is_settled(self, operator: Operator) -> bool:
         """Whether the operator is gone, or an Add is all that is left of it."""
         return operator.index in self.removed or operator.index in self.reduced

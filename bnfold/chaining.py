@@ -38,8 +38,8 @@ def chain_all(bench: Bench) -> bool:
 def _with_its_reader(bench: Bench, first: Operator) -> Merge | None:
     """`first` and the linear operator that alone reads it, as one; None where they are better left apart."""
     value = first.outputs[0]
-    if not isinstance(first.view, Linear) or value is None or not is_private(bench, value):
-        return None
+    if not isinstance(first.view, Linear) or value is None or not is_private(bench, value) or bench.is_measured(value):
+        return None  # what stands there afterwards has another shape
     (use,) = bench.uses(value)
     second = use.operator
     if not isinstance(second.view, Linear) or not _match(first, second):

@@ -246,6 +246,9 @@ class FoldGraph(Protocol):
     def visible(self, value: Value) -> Refusal | None:
         """Why `value` cannot change its meaning although no operator objects: an output, or captured by a body."""
 
+    def is_measured(self, value: Value) -> bool:
+        """Whether anything reads the shape of `value`, which no affine changes; another operator in its place may."""
+
     def linear_params(self, operator: Operator) -> LinearParams:
         """The stored constants of an operator whose view is `Linear`."""
 

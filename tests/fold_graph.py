@@ -57,6 +57,7 @@ class Net:
         self.operators: list[Operator] = []
         self.unreachable: Sequence[Kept] = ()
         self.seen_by_caller: dict[Value, Refusal] = {}
+        self.measured: set[Value] = set()
         self._inputs = tuple(feeds)
         self.runs: dict[int, Run] = {}
         self._params: dict[int, LinearParams] = {}
@@ -111,6 +112,9 @@ class Net:
 
     def visible(self, value: Value) -> Refusal | None:
         return self.seen_by_caller.get(value)
+
+    def is_measured(self, value: Value) -> bool:
+        return value in self.measured
 
     def linear_params(self, operator: Operator) -> LinearParams:
         return self._params[operator.index]

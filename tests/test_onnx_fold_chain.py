@@ -131,3 +131,23 @@ def test_a_product_that_does_not_fit_float16_leaves_both() -> None:
     for size, count in ((100, 1), (200, 2)):
         model = parse(text, values={"w": size, "v": size})  # four products of each: 4e4, 16e4
         assert ops(assert_fold(model, folded=0, runs=False).model).count("Conv") == count
+
+
+@pytest.mark.parametrize("asks", ["Shape", "Size"])
+@pytest.mark.parametrize("of", ["t", "n"])
+def test_operators_in_a_row_stay_apart_where_the_shape_between_them_is_asked_for(asks: str, of: str) -> None:
+    """Of the first one's own output, or of a BatchNorm's that folds into it."""
+    shape = "int64[4]" if asks == "Shape" else "int64"
+    model = parse(
+        f"(float[N,3,9,9] x) => (float[N,4,7,7] y, {shape} s) <float[4,3,1,1] w, float[4,4,3,3] v, {PARAMETERS}>"
+        f" {{ t = Conv(x, w) n = BatchNormalization(t, {STATS}) y = Conv(n, v) s = {asks}({of}) }}"
+    )
+    assert ops(assert_fold(model, folded=1).model) == ["Conv", "Conv", asks]
+
+
+def test_matrix_products_in_a_row_stay_apart_where_the_shape_between_them_is_asked_for() -> None:
+    text = "(float[N,3] x) => (float[N,4] y{out}) <{held}> {{ t = MatMul(x, w) y = MatMul(t, v){more} }}"
+    text = text.replace("{held}", "float[3,5] w, float[5,4] v")
+    apart = assert_fold(parse(text.format(out=", int64[2] s", more=" s = Shape(t)")), folded=0).model
+    assert ops(apart) == ["MatMul", "MatMul", "Shape"]
+    assert ops(assert_fold(parse(text.format(out="", more="")), folded=0).model) == ["MatMul"]

@@ -129,8 +129,10 @@ class OnnxGraph:
         self._read_all()
         self._producers = {v: op for op in self.operators for v in op.outputs if v is not None}
         self._uses: dict[Value, list[Use]] = {}
+        self._measured: set[Value] = set()
         for operator in self.operators:
             if asks_for_shape(self.nodes[operator.index]):
+                self._measured.update(operator.inputs)
                 continue  # no affine changes a shape
             for position, value in enumerate(operator.inputs):
                 self._uses.setdefault(value, []).append(Use(operator, position))
@@ -148,6 +150,10 @@ class OnnxGraph:
     def visible(self, value: Value) -> Refusal | None:
         """Why `value` must keep its meaning: an output, captured by a body, or a constant."""
         return self._visible.get(value)
+
+    def is_measured(self, value: Value) -> bool:
+        """Whether a Shape or Size of this graph reads `value`; in the graphs of bodies it is captured."""
+        return value in self._measured
 
     def linear_params(self, operator: Operator) -> LinearParams:
         """The stored constants of a linear operator, in float64."""

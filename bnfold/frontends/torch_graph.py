@@ -33,7 +33,7 @@ from bnfold.frontends.torch_read_batchnorm import (
     read_frozen,
 )
 from bnfold.frontends.torch_read_linear import ReadLinear, TorchLinear
-from bnfold.frontends.torch_readers import ASKS_FOR_SHAPE, numbers_of, read
+from bnfold.frontends.torch_readers import ASKS_FOR_SHAPE, numbers_of, read, shapes_of
 from bnfold.frontends.torch_reading import Reading
 from bnfold.graph import Bounds, Operator, Use, Value
 from bnfold.linear import LinearParams
@@ -75,6 +75,7 @@ class TorchGraph:
         self.nodes: list[tuple[Node, Node]] = []
         self._constants: dict[int, Float64Array] = {}
         self._bounds: dict[int, Bounds] = {}
+        self._measured = {source.name for node in nodes for source in shapes_of(node)}
         self._read_all(nodes)
         self._producers = {v: op for op in self.operators for v in op.outputs if v is not None}
         self._uses: dict[Value, list[Use]] = {}
@@ -95,6 +96,10 @@ class TorchGraph:
     def visible(self, value: Value) -> Refusal | None:
         """Why `value` must keep its meaning: an output, a constant, or written in place under somebody's eyes."""
         return self._visible.get(value)
+
+    def is_measured(self, value: Value) -> bool:
+        """Whether a size of `value` is asked for, or a reshape takes its shape."""
+        return value in self._measured
 
     def linear_params(self, operator: Operator) -> LinearParams:
         """The stored constants of a linear operator, in float64."""
@@ -132,9 +137,10 @@ class TorchGraph:
             self._append(node, other, variables)
         elif isinstance(what, ReadLinear):
             self.linears[len(self.operators)] = what.site
-            asked = any(base_name(user).startswith("aten.sym_") for user in node.users)
             # A size that is asked for must stay, so that nothing else may take this operator's place.
-            self._append(node, replace(what.view, geometry=None) if asked else what.view, (what.data,))
+            self._append(
+                node, replace(what.view, geometry=None) if self.is_measured(node.name) else what.view, (what.data,)
+            )
         else:
             self._append_reading(node, what)
 

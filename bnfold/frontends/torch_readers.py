@@ -90,6 +90,12 @@ def numbers_of(node: Node) -> tuple[Node, ...]:
     return found[:1] if base_name(node) in _TAKES_A_SHAPE else found
 
 
+def shapes_of(node: Node) -> tuple[Node, ...]:
+    """The inputs of which the operator reads the shape alone."""
+    found = tuple(inputs_of(node))
+    return found if base_name(node) in ASKS_FOR_SHAPE else found[1:] if base_name(node) in _TAKES_A_SHAPE else ()
+
+
 def read(node: Node, context: Context) -> ReadLinear | Reading | Barrier:
     """What the operator computes."""
     name = base_name(node)
