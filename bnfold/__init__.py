@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bnfold.report.bench_report import BenchReport
     from bnfold.report.model import Report, Size
     from bnfold.report.recalibration_report import RecalibrationReport
+    from bnfold.torch_files import load_folded, load_module
     from bnfold.torch_result import TorchFoldResult
     from bnfold.unfolding import UnfoldResult, unfold
     from bnfold.verification import Verification
@@ -70,6 +71,7 @@ _HOME = {
     "bnfold.report.bench_report": ("BenchReport",),
     "bnfold.report.model": ("Report", "Size"),
     "bnfold.report.recalibration_report": ("RecalibrationReport",),
+    "bnfold.torch_files": ("load_folded", "load_module"),
     "bnfold.torch_result": ("TorchFoldResult",),
     "bnfold.unfolding": ("UnfoldResult", "unfold"),
     "bnfold.verification": ("Verification",),
@@ -113,6 +115,8 @@ __all__ = [
     "fold",
     "inspect",
     "load",
+    "load_folded",
+    "load_module",
     "recalibrate",
     "save",
     "unfold",

@@ -95,12 +95,25 @@ def fold_graph(
         VerificationError: The graph is not equivalent to the module, or the folded one not to it.
         MachineError: The check cannot be run here, or proves nothing.
     """
+    program, report = fold_to_program(module, inputs, settings, proof)
+    return TorchFoldResult(as_module(program), report)
+
+
+def fold_to_program(
+    module: nn.Module, inputs: tuple[Any, ...] | None, settings: GraphSettings, proof: Proof
+) -> tuple[ExportedProgram, Report]:
+    """As `fold_graph`; the result is an exported program."""
     captured, notes = _capture(module, inputs, settings)
     name = type(module).__name__
     if proof.verify:
         _check_capture(module, captured, proof, name)
     program, report = fold_program(captured.program, captured.inputs, settings, proof, name=name)
-    return TorchFoldResult(as_module(program), replace(report, notes=notes + report.notes))
+    return program, replace(report, notes=notes + report.notes)
+
+
+def inspect_program(program: ExportedProgram, inputs: tuple[Any, ...], settings: GraphSettings, name: str) -> Report:
+    """What `fold_program` would do."""
+    return replace(_plan(captured_program(program, inputs), settings).report, model=name)
 
 
 def fold_program(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +11,27 @@ import click
 from bnfold import __version__
 from bnfold.cli_bench import bench_command
 from bnfold.cli_data import data_options
-from bnfold.cli_options import EMBED, How, checking, manifest_option, reading, recalibrating, showing
+from bnfold.cli_options import (
+    EMBED,
+    How,
+    checking,
+    manifest_option,
+    opening,
+    reading,
+    recalibrating,
+    shape_option,
+    showing,
+)
 from bnfold.cli_recalibrate import recalibrate_command
 from bnfold.cli_report import Reports, report_option
+from bnfold.cli_torch import Opening, check_options, writes_torch
 from bnfold.cli_unfold import beside, check_targets, unfold_command
 from bnfold.errors import BnfoldError
 
 if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
     from rich.console import Console
 
+    from bnfold.api import FoldResult
     from bnfold.data_sources import DataRequest
     from bnfold.leftover_forms import Form
     from bnfold.report.model import Report
@@ -44,7 +57,7 @@ _EPILOG = (
 )
 @click.version_option(__version__, prog_name="bnfold", message="%(prog)s %(version)s")
 def commands() -> None:
-    """Fold BatchNorm in ONNX models, and prove the result equivalent.
+    """Fold BatchNorm in ONNX and PyTorch models, and prove the result equivalent.
 
     `bnfold MODEL -o OUTPUT` folds, verifies and writes; it is the same as `bnfold fold MODEL -o OUTPUT`, whose options
     `bnfold fold --help` lists. A model file that is called like a command is written ./inspect.
@@ -54,6 +67,7 @@ def commands() -> None:
 @commands.command("fold", short_help="Fold, verify and write (the default).", epilog=_EPILOG)
 @click.argument("model")
 @click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file to write; never the input.")
+@opening
 @reading
 @click.option("--require-all", is_flag=True, help="Write nothing if a BatchNorm stays that --keep and --only allow.")
 @click.option("--no-verify", is_flag=True, help="Do not check the result; the model's metadata will say so.")
@@ -67,6 +81,8 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     *,
     model: str,
     output: str,
+    factory: str | None,
+    trust_pickle: bool,
     keep: str | None,
     only: str | None,
     keep_overridable: bool,
@@ -87,64 +103,92 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Fold every BatchNorm of MODEL that exact arithmetic allows, verify, and write OUTPUT."""
+    """Fold every BatchNorm of MODEL that exact arithmetic allows, verify, and write OUTPUT.
+
+    The suffix of OUTPUT says what is written: .onnx, or of a PyTorch model .pt2, .pt (a state dict) or .safetensors.
+    """
     from bnfold import api, terminal, wording  # noqa: PLC0415  # as above: not for --help
+    from bnfold.api_torch_graph import GraphSettings, Proof  # noqa: PLC0415
     from bnfold.calibrating import Calibration  # noqa: PLC0415
     from bnfold.report.model import Report  # noqa: PLC0415
+    from bnfold.selecting import selection  # noqa: PLC0415
+    from bnfold.torch_folds import fold_file  # noqa: PLC0415
 
     targets = [output, *([] if manifest in (None, EMBED) else [manifest])]
     sources = [model, *(request.text for request in (calibrate, data) if request)]
     check_targets(targets, [*sources])
     reports.check([*sources, *targets])
+    given = Opening(factory, trust_pickle, shapes)
+    to_torch = writes_torch(model, output)
+    if to_torch:
+        check_options(click.get_current_context(), output)
     console = terminal.open_console(quiet)
     try:
         with terminal.progress(console, f"folding {model}") as tell:
-            result = api.fold(
-                model,
-                calibrate=None if calibrate is None else Calibration(calibrate, **how),
-                only=only,
-                keep=keep,
-                keep_overridable=keep_overridable,
-                reduce=reduce,
-                merge=not no_merge,
-                leftover=leftover,
-                simplify=simplify,
-                verify=not no_verify,
-                manifest=None if manifest is None else "embed" if manifest == EMBED else "apart",
-                providers=providers,
-                shapes=shapes,
-                seed=seed,
-                data=data,
-                progress=tell,
-            )
+            if to_torch:
+                settings = GraphSettings(selection(only, keep), False, reduce, not no_merge, leftover)
+                proof = Proof(not no_verify, seed, tell)
+                report, write = fold_file(given.torch(model), output, shapes, settings, proof)
+            else:
+                result = api.fold(
+                    given.as_onnx(model, verify=not no_verify),
+                    calibrate=None if calibrate is None else Calibration(calibrate, **how),
+                    only=only,
+                    keep=keep,
+                    keep_overridable=keep_overridable,
+                    reduce=reduce,
+                    merge=not no_merge,
+                    leftover=leftover,
+                    simplify=simplify,
+                    verify=not no_verify,
+                    manifest=None if manifest is None else "embed" if manifest == EMBED else "apart",
+                    providers=providers,
+                    shapes=shapes,
+                    seed=seed,
+                    data=data,
+                    progress=tell,
+                )
+                report, write = result.report, partial(_write_onnx, result, output, manifest)
     except BnfoldError as error:
         if isinstance(error.report, Report):
             _show_fold(console, error.report, as_json)
             reports.of_fold(error.report, input=model)
         raise
-    against = wording.objection(result.report) if require_all else ""
+    against = wording.objection(report) if require_all else ""
     if against:
-        _show_fold(console, result.report, as_json)
-        reports.of_fold(result.report, input=model)
+        _show_fold(console, report, as_json)
+        reports.of_fold(report, input=model)
         terminal.say(against)
         return NOT_DONE
-    with beside(result, manifest):
-        api.save(result.model, output)
-    _show_fold(console, result.report, as_json)
-    reports.of_fold(result.report, input=model, output=output)
+    write()
+    _show_fold(console, report, as_json)
+    reports.of_fold(report, input=model, output=output)
     if not as_json:
-        click.echo(f"{_name(output)}: {wording.done(result.report)}")
+        click.echo(f"{_name(output)}: {wording.done(report)}")
     return DONE
 
 
 @commands.command("inspect", short_help="Show what a fold would do, and why.", epilog=_EPILOG)
 @click.argument("model")
+@opening
+@shape_option
+@click.option(
+    "--to",
+    type=click.Choice(["onnx", "pt2", "pt", "safetensors"]),
+    default="onnx",
+    show_default=True,
+    help="Into what a fold would write: a state dict holds less than a graph does.",
+)
 @reading
 @report_option
 @showing
 def inspect_command(  # noqa: PLR0913
     *,
     model: str,
+    factory: str | None,
+    trust_pickle: bool,
+    shapes: dict[str, tuple[int, ...]],
+    to: str,
     keep: str | None,
     only: str | None,
     keep_overridable: bool,
@@ -158,21 +202,32 @@ def inspect_command(  # noqa: PLR0913
 ) -> int:
     """Show what `fold` would do with every BatchNorm of MODEL, and why; write nothing."""
     from bnfold import api, terminal, wording  # noqa: PLC0415
+    from bnfold.api_torch_graph import GraphSettings  # noqa: PLC0415
     from bnfold.report.json_report import report_json  # noqa: PLC0415
+    from bnfold.selecting import selection  # noqa: PLC0415
+    from bnfold.torch_folds import inspect_file  # noqa: PLC0415
 
     reports.check([model])
+    given = Opening(factory, trust_pickle, shapes)
+    to_torch = writes_torch(model, f"x.{to}")
+    if to_torch:
+        check_options(click.get_current_context(), f"x.{to}")
     console = terminal.open_console(quiet)
     with terminal.progress(console, f"reading {model}"):
-        report = api.inspect(
-            model,
-            only=only,
-            keep=keep,
-            keep_overridable=keep_overridable,
-            reduce=reduce,
-            merge=not no_merge,
-            leftover=leftover,
-            simplify=simplify,
-        )
+        if to_torch:
+            settings = GraphSettings(selection(only, keep), False, reduce, not no_merge, leftover)
+            report = inspect_file(given.torch(model), f"x.{to}", shapes, settings)
+        else:
+            report = api.inspect(
+                given.as_onnx(model, verify=False),
+                only=only,
+                keep=keep,
+                keep_overridable=keep_overridable,
+                reduce=reduce,
+                merge=not no_merge,
+                leftover=leftover,
+                simplify=simplify,
+            )
     reports.of_fold(report, input=model)
     if as_json:
         click.echo(report_json(report), nl=False)
@@ -231,6 +286,13 @@ def verify_command(  # noqa: PLR0913
     if not as_json:
         click.echo(f"{_name(after)}: {wording.compared(_name(before), found)}")
     return NOT_DONE if found.failed else DONE
+
+
+def _write_onnx(result: FoldResult, output: str, manifest: str | None) -> None:
+    from bnfold import api  # noqa: PLC0415
+
+    with beside(result, manifest):
+        api.save(result.model, output)
 
 
 def _show_fold(console: Console, report: Report, as_json: bool) -> None:

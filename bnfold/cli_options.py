@@ -106,6 +106,29 @@ def reading(command: Command) -> Command:
     )(command)
 
 
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    metavar="NAME=1x3x224x224",
+    multiple=True,
+    callback=_shapes,
+    help="The shape of an input whose size the model leaves open, or of a PyTorch module's; may be repeated.",
+)
+
+
+def opening(command: Command) -> Command:
+    """What PyTorch files need besides."""
+    return _together(
+        click.option(
+            "--model",
+            "factory",
+            metavar="PACKAGE.MODULE:FACTORY",
+            help="For a state dict: the function that returns its module.",
+        ),
+        click.option("--trust-pickle", is_flag=True, help="Load a pickle, which runs code of whoever made it."),
+    )(command)
+
+
 def checking(command: Command) -> Command:
     """How two models are compared."""
     return _together(
@@ -119,14 +142,7 @@ def checking(command: Command) -> Command:
             show_default=True,
             help="Where to run both models; may be repeated.",
         ),
-        click.option(
-            "--shape",
-            "shapes",
-            metavar="NAME=1x3x224x224",
-            multiple=True,
-            callback=_shapes,
-            help="The shape of an input whose size the model leaves open; may be repeated.",
-        ),
+        shape_option,
         seed_option,
     )(command)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bnfold.cli_options import EMBED, showing, undoing
+from bnfold.cli_torch import is_torch_file
 from bnfold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def check_targets(targets: list[str], sources: list[str | os.PathLike[str]]) -> 
 
     for target in targets:
         check_target(target, sources)
-        if Path(target).exists() and Path(sources[0]).is_file():  # it may be where the model keeps its weights
+        if Path(target).exists() and Path(sources[0]).is_file() and not is_torch_file(str(sources[0])):
+            # it may be where the model keeps its weights
             check_target(target, [file for file, _ in external_files(load(sources[0]))])
     if len({Path(target).resolve() for target in targets}) < len(targets):
         raise UsageError("the manifest and the model cannot be one file", where=targets[0])

@@ -6,19 +6,16 @@ one input. Every pass must yield the same: a checksum of each batch tells.
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bnfold.errors import BnfoldError, DataError, UsageError
+from bnfold.importing import import_object
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[Any]]
 
-#: `package.module:callable`.
-PATTERN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _FRESH = "it must give a new one for every pass: name a function with a yield in it, or one that returns a list"
 
 
@@ -177,28 +172,7 @@ def load_callable(text: str) -> Callable[[], Iterable[Any]]:
         UsageError: There is no such module or name, or it is no function.
         DataError: The module raises when it is imported.
     """
-    module_name, _, path = text.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does; it stays, because the function may import more later
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise DataError(
-                f"it needs the module {error.name}, which is not there", where=module_name, remedy="install it"
-            ) from error
-        raise UsageError(
-            f"there is no module {error.name}",
-            where=text,
-            remedy="run bnfold where the module lies, or install it",
-        ) from error
-    except Exception as error:  # the user's code may raise anything
-        raise DataError(f"importing it raised {type(error).__name__}: {error}", where=module_name) from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise UsageError(f"there is no {part} in {getattr(found, '__name__', module_name)}", where=text)
-        found = getattr(found, part)
+    found = import_object(text, DataError)
     if isinstance(found, Iterator):
         raise UsageError("this is a generator that has been started, and runs once", where=text, remedy=_FRESH)
     if not callable(found):

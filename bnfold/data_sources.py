@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from bnfold.data_callable import PATTERN, Stream, load_callable
+from bnfold.data_callable import Stream, load_callable
 from bnfold.data_files import open_table
 from bnfold.data_fit import fit_batch, fixed_batch
 from bnfold.data_images import SUFFIXES, ImageOptions, Images, plan_images
 from bnfold.data_pixels import require_pillow
 from bnfold.data_rows import Rows, Sampled, check_fills, choose
 from bnfold.errors import DataError, UsageError
+from bnfold.importing import PATTERN
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,7 +29,7 @@ def row(layer: int, modules: str, imports: str, outside: str) -> Group:
 
 # A module name ending in ".*" stands for a package and all in it.
 TABLE = {
-    "values": row(0, "affine decision drafts errors rounding sizes", "", "numpy ml_dtypes"),
+    "values": row(0, "affine decision drafts errors importing rounding sizes", "", "numpy ml_dtypes"),
     "arrays": row(
         1,
         "linear embedding quantised moments drift comparison packing manifest manifest_json manifest_files "
@@ -39,7 +39,9 @@ TABLE = {
     ),
     "graph": row(2, "window_views views graph observation levels", "values arrays", "numpy"),
     "carriers": row(3, "carriers.*", "values arrays graph", "numpy"),
-    "frontends": row(3, "frontends.*", "values arrays graph", "numpy onnx onnx_ir onnxsim torch ml_dtypes"),
+    "frontends": row(
+        3, "frontends.*", "values arrays graph", "numpy onnx onnx_ir onnxscript onnxsim safetensors torch ml_dtypes"
+    ),
     "machine": row(
         3,
         "runtime data dataflow data_sources data_rows data_fit data_files data_images data_pixels data_callable",
@@ -56,23 +58,23 @@ TABLE = {
     "checks": row(
         4,
         "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle selftest verification "
-        "torchcheck torch_compared torch_running",
+        "torchcheck torch_compared torch_running exportcheck",
         "values arrays graph machine",
-        "numpy onnx onnx_ir torch",
+        "numpy onnx onnx_ir torch ml_dtypes",
     ),
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
         "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking history model_size notes "
-        "processes recalibrating recalibrating_torch reproduction selecting torch_culprit torch_dispatch torch_plan "
-        "torch_result torch_verify unfolding verifying",
+        "processes recalibrating recalibrating_torch reproduction selecting torch_culprit torch_dispatch torch_files "
+        "torch_folds torch_plan torch_result torch_verify unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),
     "program": row(
         6,
-        "__main__ cli cli_bench cli_commands cli_data cli_options cli_recalibrate cli_report cli_unfold launch "
-        "terminal wording pages.*",
+        "__main__ cli cli_bench cli_commands cli_data cli_options cli_recalibrate cli_report cli_torch cli_unfold "
+        "launch terminal wording pages.*",
         "values arrays graph carriers frontends machine engine checks report library",
         "click jinja2 matplotlib numpy rich torch",
     ),
@@ -112,7 +114,9 @@ EXCEPTIONS = {
 }
 
 #: Only inside functions: the rest of bnfold works without them, and `import bnfold` must not wait for them.
-ON_DEMAND = {"onnxruntime", "onnxsim", "torch", "ml_dtypes", "PIL", "jinja2", "matplotlib"}
+ON_DEMAND = {
+    *("onnxruntime", "onnxscript", "onnxsim", "safetensors", "torch", "ml_dtypes", "PIL", "jinja2", "matplotlib")
+}
 
 #: The modules that talk to the user; no other one prints, exits, or knows stdout and stderr.
 SPEAKERS = {"__main__", "cli", "cli_commands", "cli_bench", "cli_recalibrate", "cli_unfold", "terminal"}

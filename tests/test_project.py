@@ -24,8 +24,8 @@ PUBLIC = """
     BenchReport BnfoldError Calibration ChannelAffine DataError DataRequest Decision FoldBatchNormPass FoldResult
     Folded ImageOptions InternalError Kept MachineError Manifest MissingPackageError ModelError Processes
     ProviderError Reason RecalibrationReport RecalibrationResult Reduced Refusal Report Size Source Subject
-    TorchFoldResult UnfoldResult UsageError Verification VerificationError benchmark fold inspect load recalibrate
-    save unfold verify
+    TorchFoldResult UnfoldResult UsageError Verification VerificationError benchmark fold inspect load load_folded
+    load_module recalibrate save unfold verify
 """.split()
 
 SIGNATURES = {
@@ -39,6 +39,8 @@ SIGNATURES = {
     "unfold": "model manifest only every",
     "verify": "before after example_inputs providers shapes seed data progress",
     "load": "path",
+    "load_folded": "module path",
+    "load_module": "path model trust_pickle",
     "save": "model path",
 }
 
@@ -77,6 +79,25 @@ def copy(tmp_path: Path) -> Path:
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {line}"$@"\n', encoding="utf-8")
         (programs / name).chmod(0o755)
     return tmp_path
+
+
+@pytest.fixture
+def reader(copy: Path) -> Path:
+    """A copy with the reader's own PyTorch files as well."""
+    (copy / "mynet.py").write_text(
+        "from torch import nn\n\n\ndef build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())\n",
+        encoding="utf-8",
+    )
+    files = (
+        "import mynet, safetensors.torch, torch\n"
+        "net, image = mynet.build().eval(), torch.randn(2, 3, 32, 32)\n"
+        "torch.export.save(torch.export.export(net, (image,), strict=False), 'model.pt2')\n"
+        "safetensors.torch.save_file(net.state_dict(), 'weights.safetensors')\n"
+        "torch.save({'ema': net}, 'checkpoint.pt')\n"
+    )
+    run_in(copy, "python", "-c", files)
+    return copy
 
 
 def run_in(folder: Path, *command: str) -> str:
@@ -167,12 +188,12 @@ PAGES = ["README.md", "models/README.md", "CONTRIBUTING.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_shows_runs(copy: Path, page: str) -> None:
+def test_what_a_page_shows_runs(reader: Path, page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for command in [c for block in blocks(text, "console", "sh", "bash") for c in commands_of(block)]:
-        run_in(copy, "bash", "-euo", "pipefail", "-c", command)
+        run_in(reader, "bash", "-euo", "pipefail", "-c", command)
     for block in blocks(text, "python"):
-        run_in(copy, "python", "-c", block)
+        run_in(reader, "python", "-c", block)
 
 
 def test_the_readme_shows_the_command_and_the_library() -> None:

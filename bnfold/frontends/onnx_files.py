@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from bnfold.drafts import COMPANION, draft_folder
 from bnfold.errors import BnfoldError, MachineError, ModelError, UsageError
+from bnfold.frontends.torch_kinds import FileKind, kind_of
 from bnfold.text_files import as_ours
 
 #: Protobuf cannot hold more; larger models, and those that came with external data, are written with external data.
@@ -54,6 +55,10 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
 
 
 def _not_onnx(file: Path, path: str | os.PathLike[str]) -> ModelError:
+    kind = kind_of(file)
+    if kind is not FileKind.ONNX:
+        what = f"this is {kind.value}, not an ONNX model"
+        return ModelError(what, where=str(path), remedy="bnfold FILE -o fused.onnx, or bnfold.load_module, reads it")
     empty = file.stat().st_size == 0
     what = "the file is empty" if empty else "this is not an ONNX model, or it is cut off"
     return ModelError(what, where=str(path), remedy="export or copy it again")
@@ -142,6 +147,19 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
             data = _write(model, work, target)
         for old in before - inputs - {data}:
             old.unlink(missing_ok=True)
+
+
+def save_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Have `write` make a file, and give it the name `path` when it is there.
+
+    Raises:
+        UsageError, MachineError: As `save`.
+    """
+    target = Path(path)
+    check_target(target, [])
+    with as_ours(path), draft_folder(target) as work:
+        write(work / target.name)
+        _settle(work / target.name, target)
 
 
 def _write(model: ir.Model, work: Path, target: Path) -> Path | None:

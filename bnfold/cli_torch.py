@@ -1,0 +1,102 @@
+"""PyTorch files on the command line: what is read as what, and what is written by which suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bnfold.errors import UsageError
+
+if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
+    from bnfold.torch_files import TorchFile
+    from bnfold.verifying import ModelLike
+
+#: Options that no file of PyTorch's takes, and those that a state dict has no place for, by their parameters.
+_ONNX_ONLY = {
+    "keep_overridable": "--keep-overridable",
+    "simplify": "--simplify",
+    "manifest": "--manifest",
+    "providers": "--provider",
+    "data": "--verify-data",
+    "calibrate": "--calibrate",
+}
+_GRAPH_ONLY = {"reduce": "--reduce", "no_merge": "--no-merge", "leftover": "--leftover"}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a model file is opened: `--model`, `--trust-pickle` and `--shape`."""
+
+    factory: str | None
+    trust_pickle: bool
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def as_onnx(self, model: str, *, verify: bool) -> ModelLike:
+        """What `bnfold.api` takes: the path of an ONNX file, or a PyTorch model exported with its BatchNorms kept."""
+        if not self.is_torch(model):
+            return model
+        return self.torch(model).to_onnx(self.shapes, verify=verify)
+
+    def torch(self, model: str) -> TorchFile:
+        """The PyTorch model in the file."""
+        from bnfold.torch_files import open_torch  # noqa: PLC0415
+
+        return open_torch(model, model=self.factory, trust_pickle=self.trust_pickle)
+
+    def is_torch(self, model: str) -> bool:
+        """Whether it is a file of PyTorch's; then and only then `--model` may be given."""
+        found = is_torch_file(model)
+        if self.factory is not None and not found:
+            raise UsageError("this is an ONNX model, which needs no --model", where=model, remedy="leave it out")
+        return found
+
+
+def is_torch_file(model: str) -> bool:
+    """Whether the file at `model` is PyTorch's by its content.
+
+    Raises:
+        UsageError, ModelError, MachineError: As `torch_kinds.kind_of`.
+    """
+    from bnfold.frontends.torch_kinds import FileKind, kind_of  # noqa: PLC0415
+
+    return kind_of(model) is not FileKind.ONNX
+
+
+def writes_torch(model: str, output: str) -> bool:
+    """Whether `output` is to be a file of PyTorch's, by its suffix.
+
+    Raises:
+        UsageError: It is to be of no kind that can be made of `model`.
+    """
+    from bnfold.frontends.torch_kinds import TORCH_SUFFIXES  # noqa: PLC0415
+    from bnfold.torch_folds import GRAPHS, STATES  # noqa: PLC0415
+
+    suffix, from_torch = Path(output).suffix.lower(), is_torch_file(model)
+    if suffix in (*GRAPHS, *STATES):
+        if from_torch:
+            return True
+        raise UsageError("an ONNX model cannot become a PyTorch file", where=output, remedy="name a file in .onnx")
+    if suffix in TORCH_SUFFIXES or (from_torch and suffix != ".onnx"):
+        remedy = "write .onnx, .pt2, .pt (a state dict) or .safetensors"
+        raise UsageError("its suffix does not say what to write", where=output, remedy=remedy)
+    return False
+
+
+def check_options(context: click.Context, output: str) -> None:
+    """Refuse options that were given and mean nothing for this output.
+
+    Raises:
+        UsageError: One was given.
+    """
+    from bnfold.torch_folds import GRAPHS  # noqa: PLC0415
+
+    is_graph = Path(output).suffix.lower() in GRAPHS
+    kinds = [(_ONNX_ONLY, ".onnx")] if is_graph else [(_ONNX_ONLY, ".onnx"), (_GRAPH_ONLY, ".pt2 or .onnx")]
+    for flags, instead in kinds:
+        for name, flag in flags.items():
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise UsageError(f"{flag} has no place here", where=output, remedy=f"fold into {instead}")
