@@ -171,6 +171,7 @@ def fold(
     shapes: Mapping[str, tuple[int, ...]] | None = ...,
     seed: int = ...,
     data: DataLike | None = ...,
+    self_test: bool = ...,
     progress: Progress | None = ...,
 ) -> FoldResult: ...
 
@@ -197,6 +198,7 @@ def fold(  # noqa: PLR0913
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
     data: DataLike | None = None,
+    self_test: bool = False,
     progress: Progress | None = None,
 ) -> FoldResult | TorchFoldResult:
     """Fold every BatchNorm of `model` that exact arithmetic allows, and prove the result equivalent.
@@ -226,6 +228,7 @@ def fold(  # noqa: PLR0913
         shapes: Shapes of inputs by name, where the model leaves them open.
         seed: Seed of the inputs of the check.
         data: Your own data, to compare on as well: a `DataRequest` or its text, or a list of batches.
+        self_test: Whether the check tries itself: in every fold a weight is damaged by a thousandth, which it must see.
         progress: Told what is being done, one clause at a time.
 
     Raises:
@@ -237,7 +240,7 @@ def fold(  # noqa: PLR0913
     form = as_form(leftover)
     if is_module(model):
         refuse_torch((keep_overridable, simplify, readers, manifest, shapes, tuple(providers) != ("cpu",),
-                      data is not None, calibrate is not None))  # fmt: skip
+                      data is not None, self_test, calibrate is not None))  # fmt: skip
         graph = (as_graph, static_shapes, reduce, merge, form)
         return fold_torch(model, example_inputs, selection(only, keep), graph, inplace=inplace, verify=verify,
                           seed=seed, progress=progress)  # fmt: skip
@@ -245,8 +248,9 @@ def fold(  # noqa: PLR0913
     for provider in providers if verify else ():
         require(provider)
     given, name = opened(cast("ModelLike", model))
-    if data is not None and not verify:
-        raise UsageError("data is for the check, which is left out", where=name, remedy="leave out one of the two")
+    if (data is not None or self_test) and not verify:
+        what = f"{'data' if data is not None else 'self_test'} is for the check, which is left out"
+        raise UsageError(what, where=name, remedy="leave out one of the two")
     source = source_of(data, given)
     given, recalibration = calibrated(given, name, calibrate, only, keep, progress)
     original, notes = prepared(given, simplify, keep_overridable)
@@ -264,7 +268,7 @@ def fold(  # noqa: PLR0913
     sizes = size_of(original), size_of(folded)
     report = Report(name, planned.decisions, *sizes, None, notes, scales_of(planned), recalibration)
     if verify:
-        check = Check(providers, shapes, seed, source, progress)
+        check = Check(providers, shapes, seed, source, progress, self_test)
         checked = Verification(check.local(original, planned, spans), check.quick(given, folded))
         report = replace(report, verification=checked)
         demand(report)

@@ -30,13 +30,14 @@ _REMEDY = "--keep leaves a BatchNorm alone, --no-verify writes the model without
 
 @dataclass(frozen=True)
 class Check:
-    """How to verify: providers, shapes of inputs, seed, the caller's data, and whom to tell."""
+    """How to verify: providers, shapes of inputs, seed, the caller's data, whom to tell, whether to try the test."""
 
     providers: Sequence[str]
     shapes: Mapping[str, tuple[int, ...]] | None
     seed: int
     data: Source | None
     progress: Progress | None
+    tries: bool = False
 
     def local(self, original: ir.Model, planned: ModelPlan, spans: Sequence[Spans]) -> tuple[LocalCheck, ...]:
         """Every region of the folds by itself."""
@@ -46,7 +47,7 @@ class Check:
             old, new = Cutter(planned.prepared or original), Cutter(planned.model)
             for (graph, made), span in zip(planned.parts, spans, strict=True):
                 where = (old.at(graph.path), new.at(graph.path))
-                checks += local_check(*where, made, span, shapes=shapes, seed=seed, progress=tell)
+                checks += local_check(*where, made, span, shapes=shapes, seed=seed, tries=self.tries, progress=tell)
         return tuple(checks)
 
     def quick(self, before: ir.Model, after: ir.Model) -> tuple[QuickCheck, ...]:

@@ -71,6 +71,9 @@ def commands() -> None:
 @reading
 @click.option("--require-all", is_flag=True, help="Write nothing if a BatchNorm stays that --keep and --only allow.")
 @click.option("--no-verify", is_flag=True, help="Do not check the result; the model's metadata will say so.")
+@click.option(
+    "--self-test", is_flag=True, help="Let the check damage a weight of every fold, too, and see that it fails."
+)
 @manifest_option
 @checking
 @data_options(_CALIBRATE | _VERIFY_DATA, seed=False)
@@ -92,6 +95,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     simplify: bool,
     require_all: bool,
     no_verify: bool,
+    self_test: bool,
     manifest: str | None,
     providers: tuple[str, ...],
     shapes: dict[str, tuple[int, ...]],
@@ -146,6 +150,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
                     shapes=shapes,
                     seed=seed,
                     data=data,
+                    self_test=self_test,
                     progress=tell,
                 )
                 report, write = result.report, partial(_write_onnx, result, output, manifest)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # these load NumPy and ONNX, which an error message needs not
     from bnfold.report.bench_report import BenchReport
     from bnfold.report.model import Report
     from bnfold.report.recalibration_report import RecalibrationReport
+    from bnfold.selftest import SelfTest
     from bnfold.verification import Verification
 
 #: How many names are listed before "and more".
@@ -160,7 +161,17 @@ def local_line(checks: Sequence[LocalCheck]) -> str:
     ratios = [check.ratio for check in checks if check.ratio is not None]
     skipped = len(checks) - len(ratios)
     worst = f", largest error {max(ratios):.2g} {'of' if max(ratios) <= 1 else 'times'} its bound" if ratios else ""
-    return f"{count(len(checks), 'region')} in float64{worst}" + (f", {skipped} could not be run" if skipped else "")
+    line = f"{count(len(checks), 'region')} in float64{worst}" + (f", {skipped} could not be run" if skipped else "")
+    return line + damaged_line([check.tried for check in checks if check.tried is not None and check.tried.weight])
+
+
+def damaged_line(tried: Sequence[SelfTest]) -> str:
+    """What the local test saw of weights that were damaged on purpose; empty where none was."""
+    if not tried:
+        return ""
+    seen = [trial.ratio for trial in tried if trial.seen]
+    least = f", at {min(seen):.3g} bounds or more" if seen else ""
+    return f"; a damaged weight is seen in {len(seen)} of {len(tried)}{least}"
 
 
 def quick_line(check: QuickCheck) -> str:

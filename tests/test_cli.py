@@ -202,11 +202,12 @@ def test_every_command_has_its_flags() -> None:
     )
     checking = {"--provider", "--shape", "--seed", "--verify-data", "--batch-size", "--samples", "--preset"}
     checking |= {f"--image-{what}" for what in ("size", "resize", "mean", "std", "scale", "order")}
+    opening = {"--model", "--trust-pickle"}
     how = {"--method", "--momentum", "--variance", "--memory", "--force", "--unshare"}
     assert found == {
-        "fold": {"--output", "--require-all", "--no-verify", "--manifest", "--calibrate"}
-        | (reading | checking | how | showing),
-        "inspect": reading | showing,
+        "fold": {"--output", "--require-all", "--no-verify", "--self-test", "--manifest", "--calibrate"}
+        | (opening | reading | checking | how | showing),
+        "inspect": {"--to", "--shape"} | opening | reading | showing,
         "verify": {"--reproduce"} | checking | showing,
         "bench": {"--provider", "--shape", "--seed", "--threads", "--rounds"} | showing,
         "recalibrate": {"--timeout", "--output", "--data"}

@@ -31,7 +31,7 @@ PUBLIC = """
 SIGNATURES = {
     "benchmark": "before after providers shapes seed threads rounds progress",
     "fold": """model example_inputs as_graph static_shapes inplace calibrate only keep keep_overridable reduce merge
-        leftover simplify readers verify manifest providers shapes seed data progress""",
+        leftover simplify readers verify manifest providers shapes seed data self_test progress""",
     "inspect": """model example_inputs as_graph static_shapes only keep keep_overridable reduce merge leftover simplify
         readers""",
     "recalibrate": """model data example_inputs inplace method momentum bessel memory force unshare keep only processes

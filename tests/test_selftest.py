@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
+from cli_run import MODEL, Run, assert_one_sentence, names
 from onnx_models import parse
 from test_localcheck import CASES, folded
 
+import bnfold
+from bnfold import localcheck
 from bnfold.localcheck import LocalCheck, local_check
 from bnfold.selftest import TRIES, VISIBLE, SelfTest, try_itself
 from bnfold.verification import Verification
@@ -79,3 +85,28 @@ def test_where_no_constant_changed_there_is_nothing_to_damage() -> None:
     found = try_itself(("b",), OLD, OLD, lambda *_: 0.0)
     assert found == SelfTest(("b",), "", 0.0)
     assert found.seen
+
+
+def test_the_command_tries_its_check_and_says_what_it_saw(run: Run, tmp_path: Path) -> None:
+    outcome = run(MODEL, "-o", tmp_path / "fused.onnx", "--self-test")
+    assert outcome.code == 0
+    assert "a damaged weight is seen in 11 of 11" in " ".join(outcome.err.split())
+    printed = run(MODEL, "-o", tmp_path / "fused.onnx", "--self-test", "--json")
+    trials = [check["damaged"] for check in json.loads(printed.out)["verification"]["local"]]
+    assert all(trial["seen"] and trial["ratio"] > 1 and trial["weight"] for trial in trials)
+    assert len(trials) == 11
+
+
+def test_a_check_that_does_not_see_the_damage_proves_nothing_and_nothing_is_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(localcheck, "_ratio", lambda *_: 0.0)
+    outcome = run(MODEL, "-o", tmp_path / "fused.onnx", "--self-test", "--quiet")
+    assert outcome.code == 3
+    assert_one_sentence(outcome.err, "the test does not see")
+    assert names(tmp_path) == []
+
+
+def test_without_a_check_there_is_nothing_to_try() -> None:
+    with pytest.raises(bnfold.UsageError, match="self_test is for the check, which is left out"):
+        bnfold.fold(MODEL, verify=False, self_test=True)

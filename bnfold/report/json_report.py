@@ -19,7 +19,8 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
     before, after   {nodes, batchnorms, bytes}; after is null for `inspect`
     verification    null when there was none, else
         passed, failed  both false: nothing was proven
-        local           a list of {batchnorms, passed, ratio, tensor, note}; ratio null when it could not be run
+        local           a list of {batchnorms, passed, ratio, tensor, note, damaged}; ratio null when it could not be
+                        run; damaged {weight, ratio, seen}, a weight damaged on purpose; null unless asked for
         end_to_end      one for each provider: {provider, passed, failed, proves, first_divergence, runs, outputs,
                         inner, notes}; runs map inputs to shapes; outputs and inner are lists of {name, shape, dtype,
                         passed, compared, error, scale, tolerance, index, note}
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from bnfold.localcheck import LocalCheck
     from bnfold.quickcheck import QuickCheck
     from bnfold.report.model import Report, ScaleSpread, Size
+    from bnfold.selftest import SelfTest
     from bnfold.verification import Verification
 
 SCHEMA_VERSION = 1
@@ -141,7 +143,12 @@ def _local(check: LocalCheck) -> Json:
         "ratio": None if check.ratio is None else figure(check.ratio),
         "tensor": check.tensor,
         "note": check.note,
+        "damaged": None if check.tried is None else _damaged(check.tried),
     }
+
+
+def _damaged(trial: SelfTest) -> Json:
+    return {"weight": trial.weight, "ratio": figure(trial.ratio), "seen": trial.seen}
 
 
 def _quick(check: QuickCheck) -> Json:
