@@ -162,6 +162,13 @@ def test_a_spread_counts_signs_and_orders_magnitudes() -> None:
     assert found == ScaleSpread("bn", 5, 1, 1, (0.0, 1.0, 2.0, 3.0, 4.0))
 
 
+def test_a_spread_of_scales_that_are_not_finite_is_drawn_and_not_a_warning(tmp_path: Path) -> None:
+    found = ScaleSpread.of("bn", np.array([1.0, np.inf, -np.inf, 2.0, np.nan]))
+    assert found.quantiles[:3] == (1.0, 2.0, np.inf)
+    report = replace(folded_digits().report, scales=(found,))
+    assert_sound(as_html(page_of(report)), tmp_path, pictures=3)
+
+
 def test_the_report_of_a_fold_holds_the_scales_of_every_batchnorm() -> None:
     model = parse(
         "(float[N,2] x) => (float[N,2] y)"
