@@ -1,6 +1,6 @@
 """What a recalibration costs: its wall time as a multiple of one plain pass over the same data, and its memory.
 
-    python -m benchmarks.recalibration [--network resnet50 model.onnx ...] [--samples 64] [--size 64] [--rounds 3] [--memory MIB]
+    python -m benchmarks.recalibration [--network resnet50 model.onnx ...] [--samples 64] [--size 64] [--memory MIB]
 
 All run on onnxruntime with the same threads, in one process; the best of several rounds counts, taken in turns. A plain
 pass opens its session anew too, because a recalibration opens one for each level. It is timed without onnxruntime's

@@ -116,7 +116,7 @@ def inspect(  # noqa: PLR0913
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
     notes += plan_notes(planned)
-    return Report(name, planned.decisions, size_of(original), notes=notes, scales=scales_of(planned))
+    return Report(name, planned.decisions, size_of(original), notes=notes, scales=scales_of(planned.parts))
 
 
 @overload
@@ -266,7 +266,7 @@ def fold(  # noqa: PLR0913
     notes += tuple(f"input {lost} was the default of a folded parameter and is gone" for lost in written.dropped_inputs)
     notes += (f"{written.cloned_bytes} bytes of weights are shared and were copied",) if written.cloned_bytes else ()
     sizes = size_of(original), size_of(folded)
-    report = Report(name, planned.decisions, *sizes, None, notes, scales_of(planned), recalibration)
+    report = Report(name, planned.decisions, *sizes, None, notes, scales_of(planned.parts), recalibration)
     if verify:
         check = Check(providers, shapes, seed, source, progress, self_test)
         checked = Verification(check.local(original, planned, spans), check.quick(given, folded))

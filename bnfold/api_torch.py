@@ -11,6 +11,7 @@ from bnfold.errors import ModelError, UsageError
 from bnfold.folding import FoldPlan
 from bnfold.frontends.torch_capture import copied, in_float64
 from bnfold.frontends.torch_graph import TorchGraph
+from bnfold.model_size import scales_of
 from bnfold.report.model import Report, Size
 from bnfold.torch_plan import Planned, plan_module
 from bnfold.torch_result import TorchFoldResult
@@ -33,7 +34,8 @@ def inspect_module(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Ca
         ModelError: The module is in training mode, or does not run on the inputs.
     """
     planned = _plan(module, inputs, wanted)
-    return Report(type(module).__name__, planned.decisions, _size(module, planned), notes=planned.notes)
+    before, scales = _size(module, planned), scales_of(planned.parts)
+    return Report(type(module).__name__, planned.decisions, before, notes=planned.notes, scales=scales)
 
 
 def fold_module(  # noqa: PLR0913
@@ -59,7 +61,7 @@ def fold_module(  # noqa: PLR0913
     planned.write(folded)
     gone = sum(len(made.bench.removed) for _, made in planned.parts)
     after = Size(before.nodes - gone, before.batchnorms - gone, _bytes(folded))
-    report = Report(name, planned.decisions, before, after, notes=planned.notes)
+    report = Report(name, planned.decisions, before, after, notes=planned.notes, scales=scales_of(planned.parts))
     if verify:
         exact = in_float64(module)
         planned.write(exact)

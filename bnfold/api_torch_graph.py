@@ -17,6 +17,7 @@ from bnfold.frontends.torch_rewrite import rewritten
 from bnfold.frontends.torch_wide import widened
 from bnfold.leftover_forms import Form
 from bnfold.leftovers import leave
+from bnfold.model_size import scales_of
 from bnfold.notes import merge_notes
 from bnfold.report.model import Report, Size
 from bnfold.torch_culprit import first_difference
@@ -70,7 +71,8 @@ class _Planned:
 
     @property
     def report(self) -> Report:
-        return Report("program", self.plan.decisions, _size(self.captured.program, self.graph), notes=self.notes)
+        size, scales = _size(self.captured.program, self.graph), scales_of([(self.graph, self.plan)])
+        return Report("program", self.plan.decisions, size, notes=self.notes, scales=scales)
 
 
 def inspect_graph(module: nn.Module, inputs: tuple[Any, ...] | None, settings: GraphSettings) -> Report:

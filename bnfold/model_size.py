@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from bnfold.frontends.onnx_context import is_standard
-from bnfold.frontends.onnx_fold import ModelPlan
+from bnfold.graph import FoldGraph
 from bnfold.report.model import ScaleSpread, Size
 from bnfold.views import BatchNorm
 
@@ -20,9 +20,9 @@ def size_of(model: ir.Model) -> Size:
     return Size(len(nodes), batchnorms, sum(t.nbytes for t in tensors if t is not None))
 
 
-def scales_of(planned: ModelPlan) -> tuple[ScaleSpread, ...]:
-    """How the scales of each BatchNorm are spread, before anything is folded."""
-    operators = (operator for graph, _ in planned.parts for operator in graph.operators)
+def scales_of(parts: Iterable[tuple[FoldGraph, object]]) -> tuple[ScaleSpread, ...]:
+    """How the scales of each BatchNorm are spread, before anything is folded; `parts` are graphs with their plans."""
+    operators = (operator for graph, _ in parts for operator in graph.operators)
     return tuple(
         ScaleSpread.of(operator.name, operator.view.affine.scale)
         for operator in operators

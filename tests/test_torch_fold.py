@@ -32,6 +32,19 @@ def test_the_caller_gets_the_own_class_back() -> None:
     assert result.report.verification.passed
 
 
+@pytest.mark.parametrize("as_graph", [False, True])
+def test_the_report_holds_the_scales_of_every_batchnorm(as_graph: bool) -> None:
+    net = alive(block(nn.BatchNorm2d(4)))
+    norm, example = net[1], (sample(),)
+    expected = (norm.weight / (norm.running_var + norm.eps).sqrt()).abs()
+    for report in (bnfold.inspect(net, example_inputs=example, as_graph=as_graph),
+                   bnfold.fold(net, example_inputs=example, as_graph=as_graph).report):  # fmt: skip
+        (found,) = report.scales
+        assert (found.name, found.channels) == ("1", 4)
+        assert found.quantiles[0] == pytest.approx(float(expected.min()), rel=1e-6)
+        assert found.quantiles[4] == pytest.approx(float(expected.max()), rel=1e-6)
+
+
 def test_a_copy_is_folded_and_the_original_stays_as_it_is() -> None:
     net = alive(block(nn.BatchNorm2d(4)))
     before = copy.deepcopy(net.state_dict())
