@@ -36,7 +36,7 @@ def test_the_caller_gets_the_own_class_back() -> None:
 def test_the_report_holds_the_scales_of_every_batchnorm(as_graph: bool) -> None:
     net = alive(block(nn.BatchNorm2d(4)))
     norm, example = net[1], (sample(),)
-    expected = (norm.weight / (norm.running_var + norm.eps).sqrt()).abs()
+    expected = (norm.weight.detach() / (norm.running_var + norm.eps).sqrt()).abs()
     for report in (bnfold.inspect(net, example_inputs=example, as_graph=as_graph),
                    bnfold.fold(net, example_inputs=example, as_graph=as_graph).report):  # fmt: skip
         (found,) = report.scales
