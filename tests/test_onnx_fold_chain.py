@@ -151,3 +151,13 @@ def test_matrix_products_in_a_row_stay_apart_where_the_shape_between_them_is_ask
     apart = assert_fold(parse(text.format(out=", int64[2] s", more=" s = Shape(t)")), folded=0).model
     assert ops(apart) == ["MatMul", "MatMul", "Shape"]
     assert ops(assert_fold(parse(text.format(out="", more="")), folded=0).model) == ["MatMul"]
+
+
+@pytest.mark.parametrize("size", [4, 7, 8])
+def test_pads_that_hang_on_the_size_are_tested_at_the_models_own(size: int) -> None:
+    """SAME with a stride is written out as pads in the merge, which are right for this size and for no other."""
+    weights = "float[4,2,3,3] w, float[4] b, float[3,4,1,1] v, float[3] c"
+    nodes = '{ t = Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (x, w, b) y = Conv(t, v, c) }'
+    out = -(-size // 2)
+    model = parse(f"(float[1,2,{size},{size}] x) => (float[1,3,{out},{out}] y) <{weights}> {nodes}")
+    assert ops(assert_fold(model, folded=0).model) == ["Conv"]

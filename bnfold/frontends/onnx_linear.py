@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from bnfold.affine import Float64Array
 from bnfold.embedding import Geometry
-from bnfold.frontends.onnx_context import float_attr, input_at, ints_attr
+from bnfold.frontends.onnx_context import float_attr, input_at, ints_attr, str_attr
 from bnfold.frontends.onnx_editor import Editor
 from bnfold.frontends.onnx_quantised import Dequantised, Stored, bias_values, dequantised_values
 from bnfold.linear import LinearParams, WeightLayout
@@ -67,11 +67,15 @@ class ConvSite:
 
     @property
     def span(self) -> int:
-        """`2*k + s` of the largest axis, with the effective kernel size k and the stride s; 0 if sizes are fixed."""
-        if ints_attr(self.node, "output_shape") is not None:
-            return 0
+        """`2*k + s` of the largest axis, with the effective kernel size k and the stride s; 0 if sizes are fixed.
+
+        They are where a Conv pads as much as its stride leaves over of an axis: in a merge its pads are written out.
+        """
         kernel = self.weight.shape[2:]
         dilations, strides = (ints_attr(self.node, name) or (1,) * len(kernel) for name in ("dilations", "strides"))
+        pads_by_size = self.node.op_type == "Conv" and str_attr(self.node, "auto_pad", "NOTSET").startswith("SAME")
+        if ints_attr(self.node, "output_shape") is not None or (pads_by_size and max(strides, default=1) > 1):
+            return 0
         spans = (2 * ((k - 1) * d + 1) + s for k, d, s in zip(kernel, dilations, strides, strict=True))
         return int(max(spans))
 
