@@ -25,6 +25,7 @@ from bnfold.history import History, Wish
 from bnfold.leftover_forms import Form
 from bnfold.manifest import Manifest
 from bnfold.model_size import scales_of, size_of
+from bnfold.models import ModelLike, opened
 from bnfold.notes import plan_notes
 from bnfold.report.model import Report
 from bnfold.runtime import require
@@ -32,7 +33,7 @@ from bnfold.selecting import as_form, selection
 from bnfold.torch_dispatch import fold_torch, inspect_torch, is_module, refuse_onnx, refuse_torch
 from bnfold.torch_result import TorchFoldResult
 from bnfold.verification import Verification
-from bnfold.verifying import ModelLike, opened, verify
+from bnfold.verifying import verify
 
 if TYPE_CHECKING:
     from torch import nn

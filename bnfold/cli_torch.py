@@ -12,8 +12,8 @@ import click
 from bnfold.errors import UsageError
 
 if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
+    from bnfold.models import ModelLike
     from bnfold.torch_files import TorchFile
-    from bnfold.verifying import ModelLike
 
 #: Options that no file of PyTorch's takes, and those that a state dict has no place for, by their parameters.
 _ONNX_ONLY = {

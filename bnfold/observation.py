@@ -73,3 +73,13 @@ class Observable(Protocol):
 
     def cut(self, level: int) -> Segment:
         """The segment that ends at the inputs of the BatchNorms of this level."""
+
+    def carried(self, sizes: Mapping[str, tuple[int, ...]]) -> Sequence[Sequence[int | None]]:
+        """Bytes of what is kept of one batch behind each level, value by value in the order of the segment's state.
+
+        Args:
+            sizes: The shapes of the batch, by input.
+
+        Returns:
+            None for a value whose size is not known beforehand.
+        """

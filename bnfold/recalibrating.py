@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, overload
 
 import onnx_ir as ir
 
-from bnfold.batches import Counted, Data, count_batches, open_data
+from bnfold.batches import Data, open_data
 from bnfold.data import read_inputs
-from bnfold.drift import Left, Recalibrated
-from bnfold.errors import MachineError, ProviderError, UsageError
-from bnfold.footprint import Footprint, demand_room, footprint
+from bnfold.drift import Recalibrated
+from bnfold.errors import UsageError
 from bnfold.frontends.onnx_embedded import MANIFEST_KEY, embed
-from bnfold.frontends.onnx_files import load
 from bnfold.frontends.onnx_observe import OnnxObservable, Unshare
 from bnfold.frontends.onnx_statistics import write_statistics
-from bnfold.frontier import DEFAULT_MEMORY, Frontier
-from bnfold.observation import State
-from bnfold.processes import Link, Processes, linked
+from bnfold.frontier import DEFAULT_MEMORY
+from bnfold.models import ModelLike, opened
+from bnfold.observing import Work, observe
+from bnfold.processes import Processes, linked
 from bnfold.recalibration import Method, Settings
-from bnfold.recalibration import recalibrate as run_engine
 from bnfold.report.recalibration_report import RecalibrationReport, by_drift
 from bnfold.runtime import open_segment, require
 from bnfold.selecting import selection
@@ -35,8 +29,6 @@ from bnfold.torch_dispatch import is_module
 if TYPE_CHECKING:
     from torch import nn
 
-ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
-
 #: The metadata entry that says how the statistics came about.
 RECORD = "bnfold.recalibrated"
 
@@ -44,8 +36,6 @@ Model = TypeVar("Model")
 
 
 _IN_FLOAT32 = ("bfloat16 was computed in float32, as onnxruntime has no kernels for it on the CPU",)
-
-_SMALLER = "make the batches smaller with --batch-size, or give --memory less"
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,87 +146,38 @@ def recalibrate(  # noqa: PLR0913
         if method == "ema" and link.size > 1:
             what = "a running average depends on the order of the batches, so it takes one process"
             raise UsageError(what, where="ema", remedy="take sequential or batch, or one process")
+        work = Work(settings, wanted, memory, tell, link)
         if is_module(model):
-            from bnfold.recalibrating_torch import Work, recalibrate_module  # noqa: PLC0415
+            from bnfold.recalibrating_torch import recalibrate_module  # noqa: PLC0415
 
             if shared != "none":
                 what = "the calls of a PyTorch module have one place for their statistics"
                 raise UsageError(what, where="unshare", remedy="export the module to ONNX")
-            work = Work(settings, wanted, memory, tell, link)
             return recalibrate_module(model, data, example_inputs, work, inplace=inplace)
         if example_inputs is not None or inplace:
             raise UsageError("example_inputs and inplace are for PyTorch modules", where="recalibrate")
-        return _recalibrate_onnx(cast("ModelLike", model), data, settings, wanted, shared, memory, tell, link)
+        return _recalibrate_onnx(cast("ModelLike", model), data, work, shared)
 
 
-def _recalibrate_onnx(  # noqa: PLR0913, PLR0917
-    model: ModelLike,
-    data: Data,
-    settings: Settings,
-    wanted: Callable[[str], bool],
-    unshare: Unshare,
-    memory: int,
-    tell: Callable[[str], None],
-    link: Link,
-) -> RecalibrationResult[ir.Model]:
+def _recalibrate_onnx(model: ModelLike, data: Data, work: Work, unshare: Unshare) -> RecalibrationResult[ir.Model]:
     require("cpu")
-    original, name = _opened(model)
-    observable = OnnxObservable(original, open_segment, wanted, unshare)
-    link.demand_same((name, settings, unshare, [site.calls for site in observable.sites]))
-    source = open_data(data, read_inputs(observable.proto))
-    feed = Counted(source, link, observable.fed)
-    batches = iter(feed)
-    first = next(batches, None) if observable.levels else None
-    need = _needed(observable, first, count_batches(data, source, first, link), memory)
-    demand_room(need)
-    with Frontier(memory) as frontier, _explained():
-        outcomes = run_engine(
-            observable,
-            batches if first is None else chain([first], batches),
-            settings,
-            frontier=frontier,
-            tell=lambda clause: tell(f"{clause}; {need}" if need.batch else clause),
-            share=link.share,
-        )
-    samples, count = link.total(feed.samples, feed.batches)
+    original, name = opened(model)
+    observable = OnnxObservable(original, open_segment, work.wanted, unshare)
+    work.link.demand_same((name, work.settings, unshare, [site.calls for site in observable.sites]))
+    found = observe(observable, data, open_data(data, read_inputs(observable.proto)), work, observable.fed)
     new = {
         tuple(places): (site, outcome.new)
-        for places, site, outcome in zip(observable.nodes, observable.sites, outcomes, strict=True)
+        for places, site, outcome in zip(observable.nodes, observable.sites, found.outcomes, strict=True)
         if isinstance(outcome, Recalibrated)
     }
     changed = original.clone()
     write_statistics(changed, new)
-    moved = by_drift([o for o in outcomes if isinstance(o, Recalibrated)])
-    left = (*(o for o in outcomes if isinstance(o, Left)), *observable.left)
+    moved = by_drift(found.moved)
     done = (*_separated(observable, moved), *_IN_FLOAT32[: observable.widens])
-    notes = (*_recorded(changed, settings, samples), *done) if moved else ()
-    report = RecalibrationReport(name, settings, samples, count, moved, left, notes, need)
+    notes = (*recorded(changed, work.settings, found.samples), *done) if moved else ()
+    left = (*found.left, *observable.left)
+    report = RecalibrationReport(name, work.settings, found.samples, found.batches, moved, left, notes, found.need)
     return RecalibrationResult(changed, report)
-
-
-def _needed(observable: OnnxObservable, first: State | None, batches: int | None, memory: int) -> Footprint:
-    """What is kept between two levels, from the shapes of the first batch; all others are taken for as large."""
-    shapes = {name: array.shape for name, array in (first or {}).items()}
-    return footprint(observable.carried(shapes) if first else [], batches, memory)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Say what helps here, where the runtime knows of its checks only."""
-    try:
-        yield
-    except MemoryError as error:
-        raise MachineError("the memory does not suffice", remedy=_SMALLER) from error
-    except ProviderError as error:
-        remedy = _SMALLER if "memory" in error.what else "recalibration runs the model, so take one that can be run"
-        raise ProviderError(error.what, where=error.where, remedy=remedy) from error
-
-
-def _opened(model: ModelLike) -> tuple[ir.Model, str]:
-    """The model, and its name for the report."""
-    if isinstance(model, ir.Model):
-        return model, model.graph.name or "model"
-    return load(model), Path(model).name
 
 
 def _method(text: str) -> Method:
@@ -257,8 +198,8 @@ def _separated(observable: OnnxObservable, moved: Sequence[Recalibrated]) -> tup
     return (f"they shared their statistics and have some of their own now: {', '.join(names)}",) if names else ()
 
 
-def _recorded(model: ir.Model, settings: Settings, samples: int) -> tuple[str, ...]:
-    """Say in the metadata how the statistics came about; and what no longer holds."""
+def recorded(model: ir.Model, settings: Settings, samples: int) -> tuple[str, ...]:
+    """Say in the metadata of `model` how its statistics came about; returns what no longer holds, for the report."""
     entry = {"method": settings.method, "variance": settings.variance, "samples": samples}
     model.metadata_props[RECORD] = json.dumps(entry)
     if MANIFEST_KEY not in model.metadata_props:

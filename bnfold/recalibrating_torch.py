@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bnfold.api_torch import check_module
-from bnfold.batches import Counted, Data, open_data
+from bnfold.batches import Data, open_data
 from bnfold.data import InputSpec
 from bnfold.data_sources import DataRequest, Source
-from bnfold.drift import Left, Recalibrated
+from bnfold.drift import Recalibrated
 from bnfold.errors import ModelError, UsageError
 from bnfold.frontends.torch_agreement import Agreement
 from bnfold.frontends.torch_capture import captured_once, copied
@@ -20,36 +20,14 @@ from bnfold.frontends.torch_inputs import ModuleInputs, input_shapes, read_input
 from bnfold.frontends.torch_observe import TorchObservable
 from bnfold.frontends.torch_statistics import write_statistics
 from bnfold.frontends.torch_tensors import to_array
-from bnfold.frontier import Frontier
 from bnfold.graph import Shape
 from bnfold.observation import State
-from bnfold.processes import Link
+from bnfold.observing import Work, observe
 from bnfold.recalibrating import RecalibrationResult
-from bnfold.recalibration import Settings
-from bnfold.recalibration import recalibrate as run_engine
 from bnfold.report.recalibration_report import RecalibrationReport, by_drift
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """What is to be done, whatever the model.
-
-    Attributes:
-        settings: How statistics are computed.
-        wanted: Which BatchNorms the caller asks for, by name.
-        memory: Bytes of activations to hold in memory.
-        tell: Told what is being done.
-        link: To the other processes.
-    """
-
-    settings: Settings
-    wanted: Callable[[str], bool]
-    memory: int
-    tell: Callable[[str], None]
-    link: Link
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +37,13 @@ class _Opened:
     Attributes:
         observable: Its BatchNorms.
         shapes: Of its inputs, open sizes as symbols.
-        demand: Raises an error for a batch that the observable does not hold for.
+        checked: Gives a batch back; raises an error if the observable does not hold for it.
         notes: For the report.
     """
 
     observable: TorchObservable | HookObservable
     shapes: tuple[Shape, ...]
-    demand: Callable[[State], None]
+    checked: Callable[[State], State]
     notes: tuple[str, ...] = ()
 
 
@@ -85,21 +63,20 @@ def recalibrate_module(
         raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(8, 3, 224, 224),)")
     inputs, name = read_inputs(module, example_inputs), type(module).__name__
     opened = _opened(module, inputs, example_inputs, work.wanted)
-    observable, link = opened.observable, work.link
-    link.demand_same((name, work.settings, [site.calls for site in observable.sites]))
-    feed = Counted(open_data(_as_arrays(data), list(_specs(inputs, opened.shapes))), link)
-    with Frontier(work.memory) as frontier:
-        batches = _demanded(feed, opened.demand)
-        outcomes = run_engine(observable, batches, work.settings, frontier=frontier, tell=work.tell, share=link.share)
-    samples, count = link.total(feed.samples, feed.batches)
-    moved = [(names, o) for names, o in zip(observable.names, outcomes, strict=True) if isinstance(o, Recalibrated)]
+    observable = opened.observable
+    work.link.demand_same((name, work.settings, [site.calls for site in observable.sites]))
+    source = open_data(_as_arrays(data), list(_specs(inputs, opened.shapes)))
+    found = observe(observable, data, source, work, opened.checked)
+    moved = [
+        (names, o) for names, o in zip(observable.names, found.outcomes, strict=True) if isinstance(o, Recalibrated)
+    ]
     target = module if inplace else copied(module)
     write_statistics(target, [(names, outcome.new) for names, outcome in moved])
-    left = (*(o for o in outcomes if isinstance(o, Left)), *observable.left)
-    ranked = by_drift([outcome for _, outcome in moved])
-    return RecalibrationResult(
-        target, RecalibrationReport(name, work.settings, samples, count, ranked, left, opened.notes)
+    left, ranked = (*found.left, *observable.left), by_drift(found.moved)
+    report = RecalibrationReport(
+        name, work.settings, found.samples, found.batches, ranked, left, opened.notes, found.need
     )
+    return RecalibrationResult(target, report)
 
 
 def _opened(
@@ -112,8 +89,8 @@ def _opened(
     except ModelError as error:
         note = f"{error.what}; so the module was run once for each BatchNorm"
         shapes = tuple(_open_shape(tensor) for tensor in inputs.examples)
-        return _Opened(HookObservable(module, inputs, wanted), shapes, lambda _batch: None, (note,))
-    return _Opened(observable, tuple(input_shapes(captured)), Agreement(module, captured, inputs).demand)
+        return _Opened(HookObservable(module, inputs, wanted), shapes, lambda batch: batch, (note,))
+    return _Opened(observable, tuple(input_shapes(captured)), Agreement(module, captured, inputs).demanded)
 
 
 def _open_shape(tensor: Any) -> Shape:
@@ -125,12 +102,6 @@ def _specs(inputs: ModuleInputs, shapes: tuple[Shape, ...]) -> Iterator[InputSpe
     """The inputs as data has them."""
     for name, tensor, shape in zip(inputs.names, inputs.examples, shapes, strict=True):
         yield InputSpec(name, to_array(tensor[:0] if tensor.ndim else tensor).dtype, tuple(shape))
-
-
-def _demanded(batches: Iterable[State], demand: Callable[[State], None]) -> Iterator[State]:
-    for batch in batches:
-        demand(batch)
-        yield batch
 
 
 def _as_arrays(data: Data) -> Data:

@@ -18,8 +18,8 @@ from bnfold.frontends.onnx_skeleton import fingerprint
 from bnfold.frontends.onnx_unfold import undo
 from bnfold.manifest import Manifest, UndoRegion, UndoStep
 from bnfold.manifest_files import read_manifest
+from bnfold.models import ModelLike
 
-ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
 ManifestLike: TypeAlias = "Manifest | str | os.PathLike[str]"
 
 #: A manifest that lies beside its model is called like it, and this.

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from bnfold.checking import Check, Progress, source_of
 from bnfold.data_sources import DataLike
 from bnfold.errors import UsageError
-from bnfold.frontends.onnx_files import load
+from bnfold.models import ModelLike, opened
 from bnfold.torch_dispatch import is_module, verify_torch
 from bnfold.verification import Verification
 
 if TYPE_CHECKING:
     from torch import nn
-
-#: A model in memory, or the path of an ONNX file.
-ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
 
 
 @overload
@@ -73,10 +66,3 @@ def verify(  # noqa: PLR0913
         raise UsageError("example_inputs are for PyTorch modules", where="verify", remedy="data=... is for ONNX models")
     old, new = (opened(cast("ModelLike", model))[0] for model in (before, after))
     return Verification((), Check(providers, shapes, seed, source_of(data, old), progress).quick(old, new))
-
-
-def opened(model: ModelLike) -> tuple[ir.Model, str]:
-    """The model, and its name for the report."""
-    if isinstance(model, ir.Model):
-        return model, model.graph.name or "model"
-    return load(model), Path(model).name

@@ -6,9 +6,11 @@ and must keep to that order. In the pass of a BatchNorm those before it normalis
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from bnfold.decision import Reason
@@ -71,7 +73,7 @@ class HookObservable:
     """
 
     def __init__(self, module: nn.Module, inputs: ModuleInputs, wanted: Callable[[str], bool]) -> None:
-        self._runner = _Runner(copied(module), inputs)
+        self._inputs, self._runner = inputs, _Runner(copied(module), inputs)
         calls: list[_Seen] = []
         self._runner.run(inputs.example_batch(), lambda seen, _source: calls.append(seen))
         times = Counter(seen.names for seen in calls)
@@ -96,6 +98,13 @@ class HookObservable:
     def cut(self, level: int) -> HookSegment:
         """The pass that watches one BatchNorm."""
         return HookSegment(self._runner, {names: site for site, names in enumerate(self.names)}, level)
+
+    def carried(self, sizes: Mapping[str, tuple[int, ...]]) -> list[list[int | None]]:
+        """The batch, and mean and variance of the BatchNorms before: see `bnfold.observation.Observable`."""
+        inputs = self._inputs.example_batch()
+        batch = [math.prod(sizes[name]) * array.itemsize for name, array in inputs.items()]
+        both = [[site.old.mean.nbytes, site.old.variance.nbytes] for site in self.sites]
+        return [[*batch, *chain(*both[:level])] if level + 1 < len(both) else [] for level in range(len(both))]
 
 
 @dataclass(frozen=True, eq=False)

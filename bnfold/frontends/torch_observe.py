@@ -6,7 +6,7 @@ all their inputs together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from bnfold.frontends.torch_constants import TorchConstants
 from bnfold.frontends.torch_context import base_name
 from bnfold.frontends.torch_flow import TorchFlow
 from bnfold.frontends.torch_segments import TorchSegment, TorchSegments
+from bnfold.frontends.torch_sizes import bindings, bytes_of
 from bnfold.levels import Schedule, schedule, self_dependent
 from bnfold.observation import Site
 
@@ -78,6 +79,11 @@ class TorchObservable:
     def cut(self, level: int) -> TorchSegment:
         """The segment that ends at the inputs of the BatchNorms of this level."""
         return self._segments.cut(level)
+
+    def carried(self, sizes: Mapping[str, tuple[int, ...]]) -> list[list[int | None]]:
+        """Bytes of what is kept of one batch behind each level: see `bnfold.observation.Observable`."""
+        known = bindings(self._flow.given, sizes)
+        return [[bytes_of(node, known) for node in self._segments.carried(k)] for k in range(len(self.levels))]
 
     def _places(self, group: Sequence[BatchNormCall]) -> list[int]:
         return [self._flow.producers[call.node.name] for call in group]

@@ -113,11 +113,15 @@ class TorchSegments:
         outside = sorted(read - set(nodes), key=lambda node: node.name)
         constants = {node: self._constant(node) for node in outside if self._is_fixed(node)}
         inputs = [node for node in outside if node not in constants]
-        carried = [self._by_name[name] for name in sorted(self._carried(level))]
+        carried = self.carried(level)
         begins = {node: self._begins[node] for node in nodes if node in self._begins}
         kept = {*ends.values(), *carried}
         operators = {node: functional(node) for node in nodes}
         return TorchSegment(operators, inputs, constants, begins, ends, carried, dict(self._done(nodes, kept)))
+
+    def carried(self, level: int) -> list[Node]:
+        """What is known at the end of a segment and read by a later one."""
+        return [self._by_name[name] for name in sorted(self._carried(level))]
 
     def _reads(self, node: Node) -> list[Node]:
         extra = self._begins[node][1].weights if node in self._begins else ()
@@ -132,7 +136,6 @@ class TorchSegments:
         return self._flow.constants.tensor(node)
 
     def _carried(self, level: int) -> Iterator[str]:
-        """What is known at the end of a segment and read by a later one."""
         for name, last in self._plan.last.items():
             if last > level and not self._is_fixed(self._by_name[name]):
                 source = self._flow.producers.get(name)

@@ -1,0 +1,21 @@
+"""Models as callers give them: in memory, or the paths of files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from bnfold.frontends.onnx_files import load
+
+#: An ONNX model in memory, or the path of a file with one.
+ModelLike: TypeAlias = "ir.Model | str | os.PathLike[str]"
+
+
+def opened(model: ModelLike) -> tuple[ir.Model, str]:
+    """The model, and its name for the report."""
+    if isinstance(model, ir.Model):
+        return model, model.graph.name or "model"
+    return load(model), Path(model).name
