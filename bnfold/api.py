@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 import onnx_ir as ir
 
 from bnfold.batches import Data
-from bnfold.calibrating import Calibration, calibrated
-from bnfold.checking import Check, Progress, demand, source_of
+from bnfold.calibrating import Calibration, Choice, as_calibration, calibrated
+from bnfold.checking import Check, Progress, Proof, demand, source_of
 from bnfold.data_sources import DataLike
 from bnfold.decision import Decision
 from bnfold.errors import UsageError
@@ -30,7 +30,7 @@ from bnfold.notes import plan_notes
 from bnfold.report.model import Report
 from bnfold.runtime import require
 from bnfold.selecting import as_form, selection
-from bnfold.torch_dispatch import fold_torch, inspect_torch, is_module, refuse_onnx, refuse_torch
+from bnfold.torch_dispatch import check_wishes, fold_torch, inspect_torch, is_module, refuse_onnx, refuse_torch
 from bnfold.torch_result import TorchFoldResult
 from bnfold.verification import Verification
 from bnfold.verifying import verify
@@ -127,6 +127,7 @@ def fold(
     example_inputs: tuple[Any, ...] | None = ...,
     as_graph: Literal[False] = ...,
     inplace: bool = ...,
+    calibrate: Calibration | Data | None = ...,
     only: str | None = ...,
     keep: str | None = ...,
     verify: bool = ...,
@@ -142,6 +143,7 @@ def fold(
     example_inputs: tuple[Any, ...],
     as_graph: Literal[True],
     static_shapes: bool = ...,
+    calibrate: Calibration | Data | None = ...,
     only: str | None = ...,
     keep: str | None = ...,
     reduce: bool = ...,
@@ -206,14 +208,15 @@ def fold(  # noqa: PLR0913
 
     Args:
         model: A model, which stays as it is, the path of an ONNX file, or a PyTorch module in eval mode.
-        example_inputs: As `inspect`. A PyTorch module takes `inplace`, `only`, `keep`, `verify`, `seed` and `progress`
-            besides, with `as_graph` also `static_shapes`, `reduce`, `merge` and `leftover` though not `inplace`, and
-            nothing else.
+        example_inputs: As `inspect`. A PyTorch module takes `inplace`, `calibrate`, `only`, `keep`, `verify`, `seed`
+            and `progress` besides, with `as_graph` also `static_shapes`, `reduce`, `merge` and `leftover` though not
+            `inplace`, and nothing else.
         as_graph: As `inspect`.
         static_shapes: As `inspect`.
         inplace: Whether the PyTorch module itself is changed, and not a copy of it.
         calibrate: Data to recalibrate on first, as `recalibrate` takes it, or a `Calibration`, which also says how; the
-            result is then compared with the recalibrated model.
+            result is then compared with the recalibrated model. A PyTorch module needs `example_inputs` for that, and
+            is copied.
         only: As `inspect`; what it or `keep` excludes is not recalibrated either.
         keep: As `inspect`.
         keep_overridable: As `inspect`.
@@ -241,10 +244,15 @@ def fold(  # noqa: PLR0913
     form = as_form(leftover)
     if is_module(model):
         refuse_torch((keep_overridable, simplify, readers, manifest, shapes, tuple(providers) != ("cpu",),
-                      data is not None, self_test, calibrate is not None))  # fmt: skip
+                      data is not None, self_test))  # fmt: skip
         graph = (as_graph, static_shapes, reduce, merge, form)
-        return fold_torch(model, example_inputs, selection(only, keep), graph, inplace=inplace, verify=verify,
-                          seed=seed, progress=progress)  # fmt: skip
+        check_wishes(graph, inplace=inplace, calibrates=calibrate is not None)
+        wanted, proof = selection(only, keep), Proof(verify, seed, progress)
+        if calibrate is not None:
+            choice, name = Choice(only, keep, progress=progress), type(model).__name__
+            model, moved = calibrated(model, name, as_calibration(calibrate), choice, example_inputs)
+            proof = replace(proof, recalibration=moved)
+        return fold_torch(model, example_inputs, wanted, graph, proof, inplace=inplace)
     refuse_onnx(example_inputs is not None, as_graph, static_shapes, inplace)
     for provider in providers if verify else ():
         require(provider)
@@ -253,7 +261,10 @@ def fold(  # noqa: PLR0913
         what = f"{'data' if data is not None else 'self_test'} is for the check, which is left out"
         raise UsageError(what, where=name, remedy="leave out one of the two")
     source = source_of(data, given)
-    given, recalibration = calibrated(given, name, calibrate, only, keep, progress)
+    recalibration = None
+    if calibrate is not None:
+        choice = Choice(only, keep, progress=progress)
+        given, recalibration = calibrated(given, name, as_calibration(calibrate), choice)
     original, notes = prepared(given, simplify, keep_overridable)
     folded = original.clone()
     history = History(manifest, original, folded, simplified=simplify)

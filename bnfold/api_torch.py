@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bnfold.checking import demand
+from bnfold.checking import Proof, demand
 from bnfold.errors import ModelError, UsageError
 from bnfold.folding import FoldPlan
 from bnfold.frontends.torch_capture import copied, in_float64
@@ -18,9 +18,6 @@ from bnfold.torch_result import TorchFoldResult
 from bnfold.torchcheck import torch_check
 from bnfold.verification import Verification
 from bnfold.views import Barrier, BatchNorm
-
-#: What helps where nothing is proven.
-_REMEDY = "keep=... leaves a BatchNorm alone, verify=False folds without this proof"
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,15 +35,8 @@ def inspect_module(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Ca
     return Report(type(module).__name__, planned.decisions, before, notes=planned.notes, scales=scales)
 
 
-def fold_module(  # noqa: PLR0913
-    module: nn.Module,
-    inputs: tuple[Any, ...] | None,
-    wanted: Callable[[str], bool],
-    *,
-    inplace: bool,
-    verify: bool,
-    seed: int,
-    progress: Callable[[str], None] | None,
+def fold_module(
+    module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool], proof: Proof, *, inplace: bool
 ) -> TorchFoldResult:
     """Fold what exact arithmetic allows and what can be written into the module tree, and check the result.
 
@@ -61,15 +51,16 @@ def fold_module(  # noqa: PLR0913
     planned.write(folded)
     gone = sum(len(made.bench.removed) for _, made in planned.parts)
     after = Size(before.nodes - gone, before.batchnorms - gone, _bytes(folded))
-    report = Report(name, planned.decisions, before, after, notes=planned.notes, scales=scales_of(planned.parts))
-    if verify:
+    scales, moved = scales_of(planned.parts), proof.recalibration
+    report = Report(name, planned.decisions, before, after, None, planned.notes, scales, moved)
+    if proof.verify:
         exact = in_float64(module)
         planned.write(exact)
         landmarks = {path: name for part in planned.parts for path, name in _landmarks(*part).items()}
         check = torch_check((module, folded, exact), planned.inputs, landmarks,
-                            paths=planned.paths, seed=seed, progress=progress)  # fmt: skip
+                            paths=planned.paths, seed=proof.seed, progress=proof.progress)  # fmt: skip
         report = replace(report, verification=Verification((), (check,)))
-        demand(report, "module", _REMEDY)
+        demand(report, "module", proof.remedy)
     if inplace:
         planned.write(module)
         folded = module

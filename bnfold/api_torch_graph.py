@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bnfold.api_torch import check_inputs, check_module
-from bnfold.checking import demand
+from bnfold.checking import Proof, demand
 from bnfold.errors import VerificationError
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.torch_capture import Captured, capture_graph, captured_program, fixed_sizes, limits
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-#: What helps where nothing is proven.
-_REMEDY = "keep=... leaves a BatchNorm alone, verify=False folds without this proof"
-
 
 @dataclass(frozen=True)
 class GraphSettings:
@@ -51,15 +48,6 @@ class GraphSettings:
     reduce: bool = False
     merge: bool = True
     leftover: Form = "keep"
-
-
-@dataclass(frozen=True)
-class Proof:
-    """How a fold is checked: whether at all, the seed of its inputs, and whom to tell."""
-
-    verify: bool = True
-    seed: int = 0
-    progress: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +70,7 @@ def inspect_graph(module: nn.Module, inputs: tuple[Any, ...] | None, settings: G
         UsageError: There are no example inputs.
         ModelError: The module is in training mode, or cannot be captured.
     """
-    captured, notes = _capture(module, inputs, settings)
+    captured, notes = capture_module(module, inputs, settings)
     report = _plan(captured, settings).report
     return replace(report, model=type(module).__name__, notes=notes + report.notes)
 
@@ -105,10 +93,10 @@ def fold_to_program(
     module: nn.Module, inputs: tuple[Any, ...] | None, settings: GraphSettings, proof: Proof
 ) -> tuple[ExportedProgram, Report]:
     """As `fold_graph`; the result is an exported program."""
-    captured, notes = _capture(module, inputs, settings)
+    captured, notes = capture_module(module, inputs, settings)
     name = type(module).__name__
     if proof.verify:
-        _check_capture(module, captured, proof, name)
+        check_capture(module, captured, proof, name)
     program, report = fold_program(captured.program, captured.inputs, settings, proof, name=name)
     return program, replace(report, notes=notes + report.notes)
 
@@ -141,17 +129,18 @@ def fold_program(
     planned = _plan(captured_program(program, inputs), settings)
     folded, _ = rewritten(program, planned.graph, planned.plan)
     graph = TorchGraph(None, captured_program(folded, inputs))
-    report = replace(planned.report, model=name, after=_size(folded, graph))
+    report = replace(planned.report, model=name, after=_size(folded, graph), recalibration=proof.recalibration)
     if not proof.verify:
         return folded, report
     report = replace(report, verification=_check(planned, folded, proof))
-    demand(report, "module", _REMEDY)
+    demand(report, "module", proof.remedy)
     return folded, report
 
 
-def _capture(
+def capture_module(
     module: nn.Module, inputs: tuple[Any, ...] | None, settings: GraphSettings
 ) -> tuple[Captured, tuple[str, ...]]:
+    """The graph of a module, and for what it holds; errors as `inspect_graph`."""
     check_module(module)
     captured = capture_graph(module, check_inputs(inputs), static_shapes=settings.static_shapes)
     if settings.static_shapes:
@@ -166,17 +155,22 @@ def _plan(captured: Captured, settings: GraphSettings) -> _Planned:
     return _Planned(captured, graph, made, merge_notes([((), merge) for merge in made.merges]))
 
 
-def _check_capture(module: nn.Module, captured: Captured, proof: Proof, name: str) -> None:
-    """The graph computes what the module does, up to the rounding errors of the graph itself."""
+def check_capture(module: nn.Module, captured: Captured, proof: Proof, name: str) -> None:
+    """The graph computes what the module does, up to the rounding errors of the graph itself.
+
+    Raises:
+        VerificationError: It does not.
+        MachineError: That cannot be told.
+    """
     graph, wide = as_module(captured.program), as_module(widened(captured.program))
     check = torch_check((graph, module, wide), captured.inputs, {}, reference=wide, seed=proof.seed)
     report = Report(name, (), Size(0, 0, 0), verification=Verification((), (check,)))
     if check.failed:
         what = f"torch.export captures something else than it computes: {check.first_divergence} differs"
-        failure = VerificationError(what, where=name, remedy="fold it without as_graph")
+        failure = VerificationError(what, where=name, remedy="leave out as_graph, or write a state dict")
         failure.report = report
         raise failure
-    demand(report, "module", _REMEDY)
+    demand(report, "module", proof.remedy)
 
 
 def _check(planned: _Planned, folded: ExportedProgram, proof: Proof) -> Verification:

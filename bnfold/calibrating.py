@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
 
 import onnx_ir as ir
 
 from bnfold.batches import Data
 from bnfold.frontier import DEFAULT_MEMORY
-from bnfold.recalibrating import recalibrate
+from bnfold.processes import Processes
+from bnfold.recalibrating import RecalibrationResult, recalibrate
 from bnfold.report.recalibration_report import RecalibrationReport
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,38 +41,73 @@ class Calibration:
     unshare: str = "none"
 
 
-def calibrated(  # noqa: PLR0913, PLR0917
-    model: ir.Model,
+@dataclass(frozen=True)
+class Choice:
+    """Which BatchNorms, by name, and who takes part: further arguments of `bnfold.recalibrate`.
+
+    Attributes:
+        only: A regular expression; what it does not find in a name keeps its statistics.
+        keep: A regular expression; what it finds in a name does.
+        processes: That this is one of several processes.
+        progress: Told what is being done.
+    """
+
+    only: str | None = None
+    keep: str | None = None
+    processes: Processes | None = None
+    progress: Callable[[str], None] | None = None
+
+
+@overload
+def calibrated(
+    model: ir.Model, name: str, how: Calibration, choice: Choice
+) -> tuple[ir.Model, RecalibrationReport]: ...
+
+
+@overload
+def calibrated(
+    model: nn.Module, name: str, how: Calibration, choice: Choice, example_inputs: tuple[Any, ...] | None
+) -> tuple[nn.Module, RecalibrationReport]: ...
+
+
+def calibrated(
+    model: ir.Model | nn.Module,
     name: str,
-    wish: Calibration | Data | None,
-    only: str | None,
-    keep: str | None,
-    progress: Callable[[str], None] | None,
-) -> tuple[ir.Model, RecalibrationReport | None]:
-    """The model with new statistics, and what moved; the model itself and None where nothing was wished for.
+    how: Calibration,
+    choice: Choice,
+    example_inputs: tuple[Any, ...] | None = None,
+) -> tuple[ir.Model | nn.Module, RecalibrationReport]:
+    """The model with new statistics, and what moved.
 
     Args:
         model: The model, which stays as it is.
         name: What it is called in the report.
-        wish: The data, or a `Calibration`, which also says how.
-        only: As `recalibrate`, and so are the others, and the errors.
-        keep: Excludes by name.
-        progress: Told what is being done.
+        how: The data, and how statistics are computed.
+        choice: Of which BatchNorms.
+        example_inputs: Of a PyTorch module.
+
+    Raises:
+        BnfoldError: As `recalibrate`.
     """
-    if wish is None:
-        return model, None
-    how = wish if isinstance(wish, Calibration) else Calibration(wish)
-    result = recalibrate(
+    run: Callable[..., RecalibrationResult[Any]] = recalibrate  # of either kind of model
+    result = run(
         model,
         how.data,
+        example_inputs=example_inputs,
         method=how.method,
         momentum=how.momentum,
         bessel=how.bessel,
         memory=how.memory,
         force=how.force,
         unshare=how.unshare,
-        keep=keep,
-        only=only,
-        progress=progress,
+        keep=choice.keep,
+        only=choice.only,
+        processes=choice.processes,
+        progress=choice.progress,
     )
     return result.model, replace(result.report, model=name)
+
+
+def as_calibration(wish: Calibration | Data) -> Calibration:
+    """The data, or a `Calibration`, which also says how, as a `Calibration`."""
+    return wish if isinstance(wish, Calibration) else Calibration(wish)

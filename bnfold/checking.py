@@ -19,13 +19,34 @@ from bnfold.localcheck import LocalCheck, local_check
 from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
 from bnfold.report.model import Report
+from bnfold.report.recalibration_report import RecalibrationReport
 
 Progress: TypeAlias = Callable[[str], None]
 Spans: TypeAlias = Mapping[int, tuple[int, int]]
 
 
-#: What helps where nothing is proven.
-_REMEDY = "--keep leaves a BatchNorm alone, --no-verify writes the model without this proof"
+#: What helps where nothing is proven, on the command line and in Python.
+BY_FLAGS = "--keep leaves a BatchNorm alone, --no-verify writes the model without this proof"
+BY_ARGUMENTS = "keep=... leaves a BatchNorm alone, verify=False folds without this proof"
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """How a fold of a PyTorch module is proven.
+
+    Attributes:
+        verify: Whether at all.
+        seed: Of the inputs.
+        progress: Told what is being done.
+        remedy: What helps where nothing is proven.
+        recalibration: What was done to the module before, for the report.
+    """
+
+    verify: bool = True
+    seed: int = 0
+    progress: Progress | None = None
+    remedy: str = BY_ARGUMENTS
+    recalibration: RecalibrationReport | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +89,7 @@ def source_of(data: DataLike | None, model: ir.Model) -> Source | None:
     return None if data is None else as_source(data, read_inputs(in_memory(model)))
 
 
-def demand(report: Report, kind: str = "model", remedy: str = _REMEDY) -> None:
+def demand(report: Report, kind: str = "model", remedy: str = BY_FLAGS) -> None:
     """Nothing wrong gets out, and nothing unproven either.
 
     Args:

@@ -112,8 +112,9 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     The suffix of OUTPUT says what is written: .onnx, or of a PyTorch model .pt2, .pt (a state dict) or .safetensors.
     """
     from bnfold import api, terminal, wording  # noqa: PLC0415  # as above: not for --help
-    from bnfold.api_torch_graph import GraphSettings, Proof  # noqa: PLC0415
+    from bnfold.api_torch_graph import GraphSettings  # noqa: PLC0415
     from bnfold.calibrating import Calibration  # noqa: PLC0415
+    from bnfold.checking import BY_FLAGS, Proof  # noqa: PLC0415
     from bnfold.report.model import Report  # noqa: PLC0415
     from bnfold.selecting import selection  # noqa: PLC0415
     from bnfold.torch_folds import fold_file  # noqa: PLC0415
@@ -131,7 +132,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
         with terminal.progress(console, f"folding {model}") as tell:
             if to_torch:
                 settings = GraphSettings(selection(only, keep), False, reduce, not no_merge, leftover)
-                proof = Proof(not no_verify, seed, tell)
+                proof = Proof(not no_verify, seed, tell, BY_FLAGS)
                 report, write = fold_file(given.torch(model), output, shapes, settings, proof)
             else:
                 result = api.fold(

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
+from bnfold.checking import Proof
 from bnfold.errors import UsageError
 from bnfold.leftover_forms import Form
 from bnfold.report.model import Report
@@ -49,24 +50,34 @@ def fold_torch(  # noqa: PLR0913
     inputs: tuple[Any, ...] | None,
     wanted: Callable[[str], bool],
     graph: Graph,
+    proof: Proof,
     *,
     inplace: bool,
-    verify: bool,
-    seed: int,
-    progress: Callable[[str], None] | None,
 ) -> TorchFoldResult:
-    """`fold` for a module; errors as `inspect_torch`."""
+    """`fold` for a module, behind `check_wishes`."""
     if graph[0]:
-        from bnfold.api_torch_graph import GraphSettings, Proof, fold_graph  # noqa: PLC0415
+        from bnfold.api_torch_graph import GraphSettings, fold_graph  # noqa: PLC0415
 
-        if inplace:
-            what = "as_graph makes another module, inplace changes the one that is given"
-            raise UsageError(what, where="inplace", remedy="leave out one of the two")
-        return fold_graph(module, inputs, GraphSettings(wanted, *graph[1:]), Proof(verify, seed, progress))
+        return fold_graph(module, inputs, GraphSettings(wanted, *graph[1:]), proof)
     from bnfold.api_torch import fold_module  # noqa: PLC0415
 
-    _refuse_graph(graph)
-    return fold_module(module, inputs, wanted, inplace=inplace, verify=verify, seed=seed, progress=progress)
+    return fold_module(module, inputs, wanted, proof, inplace=inplace)
+
+
+def check_wishes(graph: Graph, *, inplace: bool, calibrates: bool) -> None:
+    """What `fold` can be asked for of a module at once.
+
+    Raises:
+        UsageError: Not this.
+    """
+    if inplace and graph[0]:
+        what = "as_graph makes another module, inplace changes the one that is given"
+        raise UsageError(what, where="inplace", remedy="leave out one of the two")
+    if inplace and calibrates:
+        what = "calibrate folds a recalibrated copy, inplace changes the module that is given"
+        raise UsageError(what, where="inplace", remedy="call bnfold.recalibrate(..., inplace=True) first, then fold")
+    if not graph[0]:
+        _refuse_graph(graph)
 
 
 def _refuse_graph(graph: Graph) -> None:
@@ -109,8 +120,8 @@ def refuse_torch(others: tuple[object, ...]) -> None:
     """
     if any(others):
         raise UsageError(
-            "a PyTorch module takes example_inputs, inplace, only, keep, verify, seed, progress, as_graph and with it "
-            "static_shapes, reduce, merge and leftover, and nothing else",
+            "a PyTorch module takes example_inputs, inplace, calibrate, only, keep, verify, seed, progress, as_graph "
+            "and with it static_shapes, reduce, merge and leftover, and nothing else",
             where="fold",
         )
 

@@ -13,7 +13,8 @@ from bnfold.errors import UsageError
 from bnfold.frontends.torch_kinds import FileKind
 
 if TYPE_CHECKING:
-    from bnfold.api_torch_graph import GraphSettings, Proof
+    from bnfold.api_torch_graph import GraphSettings
+    from bnfold.checking import Proof
     from bnfold.report.model import Report
     from bnfold.torch_files import Shapes, TorchFile
 
@@ -54,10 +55,7 @@ def fold_file(
         return replace(report, model=name), partial(save_program, program, output)
     if Path(output).suffix.lower() == ".safetensors":
         require_safetensors(output)
-    seed, tell = proof.seed, proof.progress
-    result = fold_module(
-        file.module, inputs, settings.wanted, inplace=False, verify=proof.verify, seed=seed, progress=tell
-    )
+    result = fold_module(file.module, inputs, settings.wanted, proof, inplace=False)
     return replace(result.report, model=name), partial(save_state, result.module, output)
 
 
@@ -82,7 +80,7 @@ def check_output(file: TorchFile, output: str | os.PathLike[str]) -> None:
         UsageError: The output cannot be made of this kind of file.
     """
     if file.kind is FileKind.TORCHSCRIPT:
-        raise UsageError("TorchScript cannot be changed", where=file.path, remedy="fold it into .onnx")
+        raise UsageError("TorchScript cannot be changed", where=file.path, remedy="name a file in .onnx")
     if file.kind is FileKind.EXPORTED and Path(output).suffix.lower() in STATES:
         what = "a torch.export archive has no class that could load a state dict"
-        raise UsageError(what, where=file.path, remedy="fold it into .pt2 or .onnx")
+        raise UsageError(what, where=file.path, remedy="name a file in .pt2 or .onnx")

@@ -194,7 +194,7 @@ CALLS: dict[str, tuple[Maker, tuple[str, ...], str, int, str]] = {
     "no trust": (pickled, SHAPE, "x.onnx", 2, "runs code of whoever made it"),
     "no suffix": (state, (*NET, *SHAPE), "x", 2, "its suffix does not say what to write"),
     "unknown suffix": (state, (*NET, *SHAPE), "x.pkl", 2, "its suffix does not say what to write"),
-    "script to graph": (script, SHAPE, "x.pt2", 2, "TorchScript cannot be changed; fold it into .onnx"),
+    "script to graph": (script, SHAPE, "x.pt2", 2, "TorchScript cannot be changed; name a file in .onnx"),
     "graph to state dict": (exported, (), "x.pt", 2, "no class that could load a state dict"),
     "ONNX to torch": (lambda _: MODEL, (), "x.pt2", 2, "an ONNX model cannot become a PyTorch file"),
     "ONNX with --model": (lambda _: MODEL, NET, "x.onnx", 2, "this is an ONNX model, which needs no --model"),

@@ -67,7 +67,8 @@ TABLE = {
         6,
         "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking history model_size models "
         "notes observing processes recalibrating recalibrating_torch reproduction selecting torch_culprit "
-        "torch_dispatch torch_files torch_folds torch_plan torch_result torch_verify unfolding verifying",
+        "torch_dispatch torch_files torch_folds torch_plan torch_recalibrated torch_result "
+        "torch_verify unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch_models import alive, sample
 
-from bnfold.api_torch_graph import GraphSettings, Proof, fold_program
+from bnfold.api_torch_graph import GraphSettings, fold_program
+from bnfold.checking import Proof
 from bnfold.decision import Reason
 from bnfold.errors import VerificationError
 from bnfold.frontends import torch_guards, torch_program_constants

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bnfold.frontends.torch_read_batchnorm import TorchBatchNorm, rest_of
 from bnfold.frontends.torch_states import load_state
-from bnfold.frontends.torch_write import _take_out
+from bnfold.frontends.torch_write import take_out
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,7 +31,7 @@ def load_folded_state(module: nn.Module, state: Mapping[str, Tensor], where: str
     for path, part in list(module.named_modules()):
         rest = rest_of(part)
         if path and rest is not None and _has_statistics(part) and f"{path}.running_mean" not in state:
-            _take_out(module, TorchBatchNorm(path, rest))
+            take_out(module, TorchBatchNorm(path, rest))
     parts = dict(module.named_modules())
     for name, tensor in state.items():
         path, _, last = name.rpartition(".")

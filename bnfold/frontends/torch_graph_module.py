@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from bnfold.errors import InternalError
+from bnfold.frontends.torch_calls import tensor_in
 from bnfold.frontends.torch_guards import guards_of
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
@@ -25,3 +30,26 @@ def as_module(program: ExportedProgram) -> GraphModule:
     module.graph._tracer_cls = None
     vars(module).pop("_tracer_cls", None)  # of torch.export, which is of no use to others
     return module.train(False)
+
+
+def with_tensors(program: ExportedProgram, module: nn.Module) -> ExportedProgram:
+    """The same graph with the parameters and buffers of `module`.
+
+    Args:
+        program: The program, which stays as it is.
+        module: What it was captured from, or what `as_module` made of it; or a copy of these with other numbers.
+
+    Raises:
+        InternalError: The module lacks one.
+    """
+    held = {name: tensor_in(module, name) for name in (*program.state_dict, *program.constants)}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind.name in ("PARAMETER", "BUFFER") and held[str(spec.target)] is None:
+            raise InternalError("a parameter of the graph has no place in the module", where=str(spec.target))
+
+    def own(tensors: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: old if held[name] is None else held[name] for name, old in tensors.items()}
+
+    changed = copy.copy(program)
+    changed._state_dict, changed._constants = own(program.state_dict), own(program.constants)
+    return changed

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 #: What a file that holds no code tells whoever opens it.
-_NOTE = "folded by bnfold: bnfold.load_folded(module, path) puts it into a new module of the same class"
+FOLDED = "folded by bnfold: bnfold.load_folded(module, path) puts it into a new module of the same class"
+RECALIBRATED = "recalibrated by bnfold"
 
 
-def save_state(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the state dict of `module`, as `torch.save` does or, if that is its suffix, as safetensors.
+def save_state(module: nn.Module, path: str | os.PathLike[str], note: str = FOLDED) -> None:
+    """Write the state dict of `module`, as `torch.save` does or, if that is its suffix, as safetensors with a note.
 
     Raises:
         UsageError, MachineError: As `onnx_files.save`.
@@ -35,7 +36,7 @@ def save_state(module: nn.Module, path: str | os.PathLike[str]) -> None:
     require_safetensors(path)
     from safetensors.torch import save_model  # noqa: PLC0415
 
-    _save(path, lambda draft: save_model(module, str(draft), {"format": "pt", "bnfold": _NOTE}))
+    _save(path, lambda draft: save_model(module, str(draft), {"format": "pt", "bnfold": note}))
 
 
 def require_safetensors(path: str | os.PathLike[str]) -> None:

@@ -43,7 +43,7 @@ def write(target: nn.Module, graph: TorchGraph, plan: FoldPlan) -> None:
         for index in sorted(set(bench.affines) - set(bench.removed)):
             _write_batchnorm(target, graph, index, bench.affines[index])
         for index in sorted(bench.removed):
-            _take_out(target, graph.batchnorms[index])
+            take_out(target, graph.batchnorms[index])
 
 
 def write_the_same(plans: Sequence[tuple[TorchGraph, FoldPlan]]) -> bool:
@@ -92,7 +92,12 @@ def _write_batchnorm(target: nn.Module, graph: TorchGraph, index: int, affine: C
             part.affine = True  # type: ignore[assignment]
 
 
-def _take_out(target: nn.Module, place: TorchBatchNorm) -> None:
+def take_out(target: nn.Module, place: TorchBatchNorm) -> None:
+    """Put what is left of a BatchNorm, its activation or nothing, in its place.
+
+    Raises:
+        InternalError: It is no module, or the whole module.
+    """
     from torch import nn  # noqa: PLC0415
 
     if place.rest is None or not place.path:
