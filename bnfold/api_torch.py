@@ -76,18 +76,30 @@ def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[s
 
 
 def check_module(module: nn.Module) -> None:
-    """Whether it can be read at all.
+    """Whether it can be read, and changed.
 
     Raises:
         ModelError: It is TorchScript, in training mode, or has no parameters yet.
     """
     import torch  # noqa: PLC0415
 
-    name = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
-        raise ModelError("it is TorchScript, whose code cannot change", where=name, remedy="give the Python module")
+        what = "it is TorchScript, whose code cannot change"
+        raise ModelError(what, where=type(module).__name__, remedy="give the Python module")
+    check_ready(module)
+
+
+def check_ready(module: nn.Module) -> None:
+    """Whether it can be run for its result.
+
+    Raises:
+        ModelError: It is in training mode, or has no parameters yet.
+    """
+    import torch  # noqa: PLC0415
+
     if module.training:
-        raise ModelError("the module is in training mode", where=name, remedy="call .eval() on it first")
+        what = "the module is in training mode"
+        raise ModelError(what, where=type(module).__name__, remedy="call .eval() on it first")
     for path, part in module.named_modules():
         lazy = torch.nn.parameter.is_lazy
         tensors = [*part._parameters.values(), *part._buffers.values()]

@@ -64,6 +64,14 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 _only = click.option("--only", metavar="REGEX", callback=_regex, help="Only the BatchNorms whose name it matches.")
 _keep = click.option("--keep", metavar="REGEX", callback=_regex, help="Keep the BatchNorms whose name it matches.")
 
+#: Done; and not done, because the result would not be what was asked for.
+DONE, NOT_DONE = 0, 1
+
+EPILOG = (
+    "Exit codes: 0 done; 1 the result is not equivalent, or a BatchNorm was kept against --require-all; 2 usage; "
+    "3 the model, the data or the machine is at fault. With 1, 2 and 3 nothing is written."
+)
+
 #: In the place of a path: the manifest is in the model's own metadata.
 EMBED = "embed"
 

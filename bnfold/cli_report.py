@@ -101,6 +101,13 @@ class Reports:
             require_templates()
 
 
+def printed(path: str) -> str:
+    """The path as it was typed, made printable."""
+    from bnfold.wording import printable  # noqa: PLC0415
+
+    return printable(click.format_filename(path))
+
+
 def _reports(context: click.Context, _option: click.Parameter, paths: tuple[str, ...]) -> Reports:
     for path in paths:
         if Path(path).suffix.lower() not in _SUFFIXES:

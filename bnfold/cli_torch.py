@@ -12,7 +12,9 @@ import click
 from bnfold.errors import UsageError
 
 if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
+    from bnfold.calibrating import Calibration, Choice
     from bnfold.models import ModelLike
+    from bnfold.report.recalibration_report import RecalibrationReport
     from bnfold.torch_files import TorchFile
 
 #: Options that no file of PyTorch's takes, and those that a state dict has no place for, by their parameters.
@@ -22,7 +24,7 @@ _ONNX_ONLY = {
     "manifest": "--manifest",
     "providers": "--provider",
     "data": "--verify-data",
-    "calibrate": "--calibrate",
+    "self_test": "--self-test",
 }
 _GRAPH_ONLY = {"reduce": "--reduce", "no_merge": "--no-merge", "leftover": "--leftover"}
 
@@ -41,6 +43,27 @@ class Opening:
             return model
         return self.torch(model).to_onnx(self.shapes, verify=verify)
 
+    def recalibrated(
+        self, model: str, wish: Calibration, choice: Choice, *, verify: bool
+    ) -> tuple[ModelLike, Calibration | None, RecalibrationReport | None]:
+        """As `as_onnx`, a PyTorch model with new statistics.
+
+        Args:
+            model: The file.
+            wish: Data to recalibrate on, and how.
+            choice: Of which BatchNorms.
+            verify: Whether to compare what the exported model computes.
+
+        Returns:
+            The model; what is still to be done of `wish`, all with an ONNX file; what was done, if it was.
+        """
+        from bnfold.torch_recalibrated import recalibrated_onnx  # noqa: PLC0415
+
+        if not self.is_torch(model):
+            return model, wish, None
+        report, export = recalibrated_onnx(self.torch(model), self.shapes, wish, choice, verify=verify)
+        return export(), None, report
+
     def torch(self, model: str) -> TorchFile:
         """The PyTorch model in the file."""
         from bnfold.torch_files import open_torch  # noqa: PLC0415
@@ -49,9 +72,13 @@ class Opening:
 
     def is_torch(self, model: str) -> bool:
         """Whether it is a file of PyTorch's; then and only then `--model` may be given."""
-        found = is_torch_file(model)
+        return self.is_any_torch(model)
+
+    def is_any_torch(self, *models: str) -> bool:
+        """Whether one of the files is PyTorch's; then and only then `--model` may be given."""
+        found = any(list(map(is_torch_file, models)))  # of a list, so that each of them is looked at
         if self.factory is not None and not found:
-            raise UsageError("this is an ONNX model, which needs no --model", where=model, remedy="leave it out")
+            raise UsageError("this is an ONNX model, which needs no --model", where=models[0], remedy="leave it out")
         return found
 
 
@@ -73,7 +100,7 @@ def writes_torch(model: str, output: str) -> bool:
         UsageError: It is to be of no kind that can be made of `model`.
     """
     from bnfold.frontends.torch_kinds import TORCH_SUFFIXES  # noqa: PLC0415
-    from bnfold.torch_folds import GRAPHS, STATES  # noqa: PLC0415
+    from bnfold.torch_outputs import GRAPHS, STATES  # noqa: PLC0415
 
     suffix, from_torch = Path(output).suffix.lower(), is_torch_file(model)
     if suffix in (*GRAPHS, *STATES):
@@ -92,7 +119,7 @@ def check_options(context: click.Context, output: str) -> None:
     Raises:
         UsageError: One was given.
     """
-    from bnfold.torch_folds import GRAPHS  # noqa: PLC0415
+    from bnfold.torch_outputs import GRAPHS  # noqa: PLC0415
 
     is_graph = Path(output).suffix.lower() in GRAPHS
     kinds = [(_ONNX_ONLY, ".onnx")] if is_graph else [(_ONNX_ONLY, ".onnx"), (_GRAPH_ONLY, ".pt2 or .onnx")]
@@ -100,3 +127,18 @@ def check_options(context: click.Context, output: str) -> None:
         for name, flag in flags.items():
             if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                 raise UsageError(f"{flag} has no place here", where=output, remedy=f"fold into {instead}")
+
+
+def check_comparison(context: click.Context, after: str) -> None:
+    """Refuse options that were given to `verify` and mean nothing with PyTorch files.
+
+    Raises:
+        UsageError: One was given.
+    """
+    flags = {"data": "--verify-data", "reproduce": "--reproduce"}
+    if is_torch_file(after):
+        flags["providers"] = "--provider"
+    for name, flag in flags.items():
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"{flag} has no place here", where=after, remedy="compare with an ONNX model of it"
+                             if flag == "--provider" else "make an ONNX model of it and compare with that")  # fmt: skip

@@ -99,8 +99,17 @@ class TorchFile:
         return made_inputs(self.module, shapes, self.path), {}
 
 
-def open_torch(path: str | os.PathLike[str], *, model: Factory | None = None, trust_pickle: bool = False) -> TorchFile:
-    """The PyTorch model in a file; `load_module` says how, and what can be wrong."""
+def open_torch(
+    path: str | os.PathLike[str], *, model: Factory | None = None, trust_pickle: bool = False, compares: bool = False
+) -> TorchFile:
+    """The PyTorch model in a file; `load_module` says how, and what can be wrong.
+
+    Args:
+        path: The file.
+        model: As `load_module`.
+        trust_pickle: As `load_module`.
+        compares: Whether a state dict may be that of a folded module, and `model` be for another file.
+    """
     kind, where = kind_of(path), str(path)
     if kind is FileKind.ONNX:
         raise UsageError("this is no PyTorch file", where=where, remedy="bnfold.load reads ONNX models")
@@ -108,7 +117,7 @@ def open_torch(path: str | os.PathLike[str], *, model: Factory | None = None, tr
     check_archive(path)
     if kind is FileKind.EXPORTED:
         return _exported(path, model, trust_pickle)
-    module = _module(path, kind, model, trust_pickle)
+    module = _module(path, kind, model, trust_pickle, compares=compares)
     module.eval()
     return TorchFile(where, kind, module)
 
@@ -172,9 +181,12 @@ def _exported(path: str | os.PathLike[str], model: Factory | None, trust_pickle:
     return TorchFile(str(path), FileKind.EXPORTED, module, program)
 
 
-def _module(path: str | os.PathLike[str], kind: FileKind, model: Factory | None, trust_pickle: bool) -> nn.Module:
+def _module(
+    path: str | os.PathLike[str], kind: FileKind, model: Factory | None, trust_pickle: bool, *, compares: bool
+) -> nn.Module:
     from torch import nn  # noqa: PLC0415
 
+    from bnfold.frontends.torch_folded_state import load_folded_state  # noqa: PLC0415
     from bnfold.frontends.torch_states import load_state  # noqa: PLC0415
 
     where = str(path)
@@ -185,12 +197,12 @@ def _module(path: str | os.PathLike[str], kind: FileKind, model: Factory | None,
         return load_script(path, trusted=trust_pickle)
     found = _content(path, kind, trust_pickle)
     if isinstance(found, nn.Module):
-        _refuse(model, kind, where, "a module")
+        _refuse(None if compares else model, kind, where, "a module")
         return found
     if model is None:
         raise UsageError("a state dict has no code", where=where, remedy=_STATE_REMEDY)
     module = _built(model)
-    load_state(module, found, where)
+    (load_folded_state if compares else load_state)(module, found, where)
     return module
 
 

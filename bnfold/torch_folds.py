@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold.errors import UsageError
-from bnfold.frontends.torch_kinds import FileKind
+from bnfold.calibrating import Calibration, Choice
+from bnfold.torch_outputs import GRAPHS, check_output
+from bnfold.torch_recalibrated import recalibrated
 
 if TYPE_CHECKING:
     from bnfold.api_torch_graph import GraphSettings
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from bnfold.report.model import Report
     from bnfold.torch_files import Shapes, TorchFile
 
-#: Suffixes of graphs, and of state dicts.
-GRAPHS, STATES = (".pt2",), (".pt", ".pth", ".safetensors")
 
-
-def fold_file(
-    file: TorchFile, output: str | os.PathLike[str], shapes: Shapes, settings: GraphSettings, proof: Proof
+def fold_file(  # noqa: PLR0913, PLR0917
+    file: TorchFile,
+    output: str | os.PathLike[str],
+    shapes: Shapes,
+    settings: GraphSettings,
+    proof: Proof,
+    wish: Calibration | None,
+    choice: Choice,
 ) -> tuple[Report, Callable[[], None]]:
     """Fold the model in `file` for an output of that name.
 
@@ -33,6 +37,8 @@ def fold_file(
         shapes: Shapes of inputs by name, where the file brings none.
         settings: What to do; for a state dict only which BatchNorms.
         proof: How to check it.
+        wish: Data to recalibrate on first, and how, if that is asked for.
+        choice: Which BatchNorms are recalibrated.
 
     Returns:
         The report, and what writes the output.
@@ -46,6 +52,11 @@ def fold_file(
     from bnfold.frontends.torch_save import require_safetensors, save_program, save_state  # noqa: PLC0415
 
     check_output(file, output)
+    if Path(output).suffix.lower() == ".safetensors":
+        require_safetensors(output)
+    if wish is not None:
+        file, moved = recalibrated(file, shapes, wish, choice)
+        proof = replace(proof, recalibration=moved)
     name, inputs = Path(file.path).name, file.inputs(shapes)
     if Path(output).suffix.lower() in GRAPHS:
         if file.program is not None:
@@ -53,8 +64,6 @@ def fold_file(
         else:
             program, report = fold_to_program(file.module, inputs, settings, proof)
         return replace(report, model=name), partial(save_program, program, output)
-    if Path(output).suffix.lower() == ".safetensors":
-        require_safetensors(output)
     result = fold_module(file.module, inputs, settings.wanted, proof, inplace=False)
     return replace(result.report, model=name), partial(save_state, result.module, output)
 
@@ -71,16 +80,3 @@ def inspect_file(file: TorchFile, output: str, shapes: Shapes, settings: GraphSe
     if file.program is not None:
         return inspect_program(file.program, inputs, settings, name)
     return replace(inspect_graph(file.module, inputs, settings), model=name)
-
-
-def check_output(file: TorchFile, output: str | os.PathLike[str]) -> None:
-    """Refuse what has no sound way.
-
-    Raises:
-        UsageError: The output cannot be made of this kind of file.
-    """
-    if file.kind is FileKind.TORCHSCRIPT:
-        raise UsageError("TorchScript cannot be changed", where=file.path, remedy="name a file in .onnx")
-    if file.kind is FileKind.EXPORTED and Path(output).suffix.lower() in STATES:
-        what = "a torch.export archive has no class that could load a state dict"
-        raise UsageError(what, where=file.path, remedy="name a file in .pt2 or .onnx")

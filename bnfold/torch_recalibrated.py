@@ -15,9 +15,11 @@ from bnfold.frontends.onnx_files import save
 from bnfold.frontends.torch_kinds import FileKind
 from bnfold.recalibrating import recorded
 from bnfold.report.recalibration_report import RecalibrationReport
-from bnfold.torch_folds import GRAPHS, check_output
+from bnfold.torch_outputs import GRAPHS, check_output
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from bnfold.torch_files import Shapes, TorchFile
 
 
@@ -30,7 +32,7 @@ class _Writer:
         notes: For the report.
     """
 
-    write: Callable[[TorchFile, RecalibrationReport], None]
+    write: Callable[[TorchFile], None]
     notes: tuple[str, ...] = ()
 
 
@@ -38,9 +40,6 @@ def recalibrate_file(
     file: TorchFile, output: str | os.PathLike[str], shapes: Shapes, how: Calibration, choice: Choice
 ) -> tuple[RecalibrationReport, Callable[[], None]]:
     """Compute the statistics of the model in `file` anew, for an output of that name.
-
-    TorchScript, which cannot be changed, and calls of one module that get statistics of their own, which have no place
-    in it, are recalibrated as ONNX models.
 
     Args:
         file: The model.
@@ -57,15 +56,13 @@ def recalibrate_file(
         UsageError: The output cannot be made of this kind of file, or an input has no shape.
         BnfoldError: As `bnfold.recalibrate`; or the model cannot be exported.
     """
-    name = Path(file.path).name
-    is_onnx = Path(output).suffix.lower() == ".onnx"
-    if is_onnx and (file.kind is FileKind.TORCHSCRIPT or how.unshare != "none"):
-        model, moved = calibrated(file.to_onnx(shapes, verify=True), name, how, choice)
-        return moved, partial(save, model, output)
+    if Path(output).suffix.lower() == ".onnx":
+        report, export = recalibrated_onnx(file, shapes, how, choice, verify=True)
+        return report, lambda: save(export(), output)
     check_output(file, output)
     writer = _writer(file, output, shapes, choice)
     fresh, report = recalibrated(file, shapes, how, choice)
-    return replace(report, notes=(*writer.notes, *report.notes)), partial(writer.write, fresh, report)
+    return replace(report, notes=(*writer.notes, *report.notes)), partial(writer.write, fresh)
 
 
 def recalibrated(
@@ -79,28 +76,46 @@ def recalibrated(
     return replace(file, module=module, program=program), report
 
 
+def recalibrated_onnx(
+    file: TorchFile, shapes: Shapes, how: Calibration, choice: Choice, *, verify: bool
+) -> tuple[RecalibrationReport, Callable[[], ir.Model]]:
+    """As `recalibrated`, for ONNX: what moved, and what exports the model with its BatchNorms kept.
+
+    TorchScript, which cannot be changed, and calls of one module that get statistics of their own, which have no place
+    in it, are recalibrated as ONNX models.
+
+    Args:
+        file: As `recalibrate_file`, and so are the others.
+        shapes: Shapes of inputs.
+        how: The data.
+        choice: Of which BatchNorms.
+        verify: Whether to compare what the exported model computes; a difference is a VerificationError.
+    """
+    trial = partial(file.to_onnx, shapes)
+    if file.kind is FileKind.TORCHSCRIPT or how.unshare != "none":
+        model, report = calibrated(trial(verify=verify), Path(file.path).name, how, choice)
+        return report, lambda: model
+    trial(verify=False)  # what cannot be exported is known before the long work
+    fresh, report = recalibrated(file, shapes, how, choice)
+
+    def export() -> ir.Model:
+        changed = fresh.to_onnx(shapes, verify=verify)
+        if report.recalibrated:
+            recorded(changed, report.settings, report.samples)
+        return changed
+
+    return report, export
+
+
 def _writer(file: TorchFile, output: str | os.PathLike[str], shapes: Shapes, choice: Choice) -> _Writer:
     suffix = Path(output).suffix.lower()
-    if suffix == ".onnx":
-        return _onnx_writer(file, output, shapes)
     if suffix in GRAPHS:
         return _graph_writer(file, output, shapes, choice)
     from bnfold.frontends.torch_save import RECALIBRATED, require_safetensors, save_state  # noqa: PLC0415
 
     if suffix == ".safetensors":
         require_safetensors(output)
-    return _Writer(lambda fresh, _report: save_state(fresh.module, output, RECALIBRATED))
-
-
-def _onnx_writer(file: TorchFile, output: str | os.PathLike[str], shapes: Shapes) -> _Writer:
-    def write(fresh: TorchFile, report: RecalibrationReport) -> None:
-        model = fresh.to_onnx(shapes, verify=True)
-        if report.recalibrated:
-            recorded(model, report.settings, report.samples)
-        save(model, output)
-
-    file.to_onnx(shapes, verify=False)
-    return _Writer(write)
+    return _Writer(lambda fresh: save_state(fresh.module, output, RECALIBRATED))
 
 
 def _graph_writer(file: TorchFile, output: str | os.PathLike[str], shapes: Shapes, choice: Choice) -> _Writer:
@@ -110,7 +125,7 @@ def _graph_writer(file: TorchFile, output: str | os.PathLike[str], shapes: Shape
     from bnfold.frontends.torch_graph_module import with_tensors  # noqa: PLC0415
     from bnfold.frontends.torch_save import save_program  # noqa: PLC0415
 
-    def write(fresh: TorchFile, _report: RecalibrationReport) -> None:
+    def write(fresh: TorchFile) -> None:
         program = fresh.program
         if program is None:
             program = with_tensors(captured.program, fresh.module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from bnfold.api_torch import check_module
+from bnfold.api_torch import check_ready
 from bnfold.errors import UsageError
 from bnfold.frontends.onnx_files import in_memory
 from bnfold.frontends.torch_guess import made_up_inputs
@@ -42,7 +42,7 @@ def verify_module(  # noqa: PLR0913
         ModelError: A module is in training mode, or the original does not run on the inputs.
         MissingPackageError, ProviderError: onnxruntime, or a provider, is not there.
     """
-    check_module(before)
+    check_ready(before)
     if inputs is not None and not isinstance(inputs, tuple):
         what = f"the inputs of a PyTorch module are a tuple, not a {type(inputs).__name__}"
         raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
@@ -60,7 +60,7 @@ def verify_module(  # noqa: PLR0913
 
 def _others(after: nn.Module | ir.Model, providers: tuple[str, ...], seed: int) -> Iterator[Other]:
     if is_module(after):
-        check_module(after)
+        check_ready(after)
         yield module_as_other(after, seed)
         return
     model = in_memory(cast("ir.Model", after))

@@ -67,14 +67,15 @@ TABLE = {
         6,
         "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking history model_size models "
         "notes observing processes recalibrating recalibrating_torch reproduction selecting torch_culprit "
-        "torch_dispatch torch_files torch_folds torch_plan torch_recalibrated torch_result "
-        "torch_verify unfolding verifying",
+        "torch_dispatch torch_files torch_folds torch_outputs torch_plan torch_recalibrated torch_result "
+        "torch_file_verify torch_verify unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
     ),
     "program": row(
         6,
-        "__main__ cli cli_bench cli_commands cli_data cli_options cli_recalibrate cli_report cli_torch cli_unfold "
+        "__main__ cli cli_bench cli_commands cli_data cli_fold cli_inspect cli_options cli_recalibrate cli_report "
+        "cli_torch cli_unfold cli_verify "
         "launch terminal wording pages.*",
         "values arrays graph carriers frontends machine engine checks report library",
         "click jinja2 matplotlib numpy rich torch",
@@ -120,7 +121,10 @@ ON_DEMAND = {
 }
 
 #: The modules that talk to the user; no other one prints, exits, or knows stdout and stderr.
-SPEAKERS = {"__main__", "cli", "cli_commands", "cli_bench", "cli_recalibrate", "cli_unfold", "terminal"}
+SPEAKERS = {
+    *("__main__", "cli", "terminal"),
+    *("cli_bench", "cli_fold", "cli_inspect", "cli_recalibrate", "cli_unfold", "cli_verify"),
+}
 
 
 @dataclass(frozen=True)

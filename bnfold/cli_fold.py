@@ -1,0 +1,178 @@
+"""The command `fold`: recalibrate if that is asked for, fold, verify, write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from bnfold.cli_data import data_options
+from bnfold.cli_options import (
+    DONE,
+    EMBED,
+    EPILOG,
+    NOT_DONE,
+    How,
+    checking,
+    manifest_option,
+    opening,
+    reading,
+    recalibrating,
+    showing,
+)
+from bnfold.cli_report import Reports, printed, report_option
+from bnfold.cli_torch import Opening, check_options, writes_torch
+from bnfold.cli_unfold import beside, check_targets
+from bnfold.cli_verify import VERIFY_DATA
+from bnfold.errors import BnfoldError
+
+if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
+    from rich.console import Console
+
+    from bnfold.api import FoldResult
+    from bnfold.data_sources import DataRequest
+    from bnfold.leftover_forms import Form
+    from bnfold.report.model import Report
+    from bnfold.report.recalibration_report import RecalibrationReport
+
+_CALIBRATE = {"calibrate": ("--calibrate", "Recalibrate first, on these samples, which need no labels")}
+
+
+@click.command("fold", short_help="Fold, verify and write (the default).", epilog=EPILOG)
+@click.argument("model")
+@click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file to write; never the input.")
+@opening
+@reading
+@click.option("--require-all", is_flag=True, help="Write nothing if a BatchNorm stays that --keep and --only allow.")
+@click.option("--no-verify", is_flag=True, help="Do not check the result; the model's metadata will say so.")
+@click.option(
+    "--self-test", is_flag=True, help="Let the check damage a weight of every fold, too, and see that it fails."
+)
+@manifest_option
+@checking
+@data_options(_CALIBRATE | VERIFY_DATA, seed=False)
+@recalibrating("calibrate", "--calibrate")
+@report_option
+@showing
+def fold_command(  # noqa: PLR0913  # one parameter for each option
+    *,
+    model: str,
+    output: str,
+    factory: str | None,
+    trust_pickle: bool,
+    keep: str | None,
+    only: str | None,
+    keep_overridable: bool,
+    reduce: bool,
+    no_merge: bool,
+    leftover: Form,
+    simplify: bool,
+    require_all: bool,
+    no_verify: bool,
+    self_test: bool,
+    manifest: str | None,
+    providers: tuple[str, ...],
+    shapes: dict[str, tuple[int, ...]],
+    seed: int,
+    calibrate: DataRequest | None,
+    data: DataRequest | None,
+    how: How,
+    reports: Reports,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Fold every BatchNorm of MODEL that exact arithmetic allows, verify, and write OUTPUT.
+
+    The suffix of OUTPUT says what is written: .onnx, or of a PyTorch model .pt2, .pt (a state dict) or .safetensors.
+    """
+    from bnfold import api, terminal, wording  # noqa: PLC0415  # as above: not for --help
+    from bnfold.api_torch_graph import GraphSettings  # noqa: PLC0415
+    from bnfold.calibrating import Calibration, Choice  # noqa: PLC0415
+    from bnfold.checking import BY_FLAGS, Proof  # noqa: PLC0415
+    from bnfold.report.model import Report  # noqa: PLC0415
+    from bnfold.selecting import selection  # noqa: PLC0415
+    from bnfold.torch_folds import fold_file  # noqa: PLC0415
+
+    targets = [output, *([] if manifest in (None, EMBED) else [manifest])]
+    sources = [model, *(request.text for request in (calibrate, data) if request)]
+    check_targets(targets, [*sources])
+    reports.check([*sources, *targets])
+    given = Opening(factory, trust_pickle, shapes)
+    to_torch = writes_torch(model, output)
+    if to_torch:
+        check_options(click.get_current_context(), output)
+    wish = None if calibrate is None else Calibration(calibrate, **how)
+    console, moved = terminal.open_console(quiet), None
+    try:
+        with terminal.progress(console, f"folding {model}") as tell:
+            choice = Choice(only, keep, progress=tell)
+            if to_torch:
+                settings = GraphSettings(selection(only, keep), False, reduce, not no_merge, leftover)
+                proof = Proof(not no_verify, seed, tell, BY_FLAGS)
+                report, write = fold_file(given.torch(model), output, shapes, settings, proof, wish, choice)
+            else:
+                if wish is None:
+                    source = given.as_onnx(model, verify=not no_verify)
+                else:
+                    source, wish, moved = given.recalibrated(model, wish, choice, verify=not no_verify)
+                result = api.fold(
+                    source,
+                    calibrate=wish,
+                    only=only,
+                    keep=keep,
+                    keep_overridable=keep_overridable,
+                    reduce=reduce,
+                    merge=not no_merge,
+                    leftover=leftover,
+                    simplify=simplify,
+                    verify=not no_verify,
+                    manifest=None if manifest is None else "embed" if manifest == EMBED else "apart",
+                    providers=providers,
+                    shapes=shapes,
+                    seed=seed,
+                    data=data,
+                    self_test=self_test,
+                    progress=tell,
+                )
+                report, write = _with(result.report, moved), partial(_write_onnx, result, output, manifest)
+    except BnfoldError as error:
+        if isinstance(error.report, Report):
+            _show_fold(console, _with(error.report, moved), as_json)
+            reports.of_fold(_with(error.report, moved), input=model)
+        raise
+    against = wording.objection(report) if require_all else ""
+    if against:
+        _show_fold(console, report, as_json)
+        reports.of_fold(report, input=model)
+        terminal.say(against)
+        return NOT_DONE
+    write()
+    _show_fold(console, report, as_json)
+    reports.of_fold(report, input=model, output=output)
+    if not as_json:
+        click.echo(f"{printed(output)}: {wording.done(report)}")
+    return DONE
+
+
+def _with(report: Report, moved: RecalibrationReport | None) -> Report:
+    """The report with what was done to the PyTorch model before it became ONNX."""
+    return report if moved is None else replace(report, recalibration=moved)
+
+
+def _write_onnx(result: FoldResult, output: str, manifest: str | None) -> None:
+    from bnfold import api  # noqa: PLC0415
+
+    with beside(result, manifest):
+        api.save(result.model, output)
+
+
+def _show_fold(console: Console, report: Report, as_json: bool) -> None:
+    from bnfold import terminal  # noqa: PLC0415
+    from bnfold.report.json_report import report_json  # noqa: PLC0415
+
+    if as_json:
+        click.echo(report_json(report), nl=False)
+    else:
+        terminal.show_summary(console, report)
