@@ -10,9 +10,10 @@ from bnfold.api_torch import check_inputs, check_module
 from bnfold.checking import Proof, demand
 from bnfold.errors import VerificationError
 from bnfold.folding import FoldPlan, plan
-from bnfold.frontends.torch_capture import Captured, capture_graph, captured_program, fixed_sizes, limits
+from bnfold.frontends.torch_capture import Captured, capture_graph, captured_program
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_graph_module import as_module
+from bnfold.frontends.torch_limits import fixed_sizes, limits
 from bnfold.frontends.torch_rewrite import rewritten
 from bnfold.frontends.torch_wide import widened
 from bnfold.leftover_forms import Form

@@ -11,9 +11,10 @@ from bnfold.changes import Fold
 from bnfold.decision import Decision, Folded, Kept, Reason, Refusal
 from bnfold.errors import ModelError, UsageError
 from bnfold.folding import FoldPlan, plan
-from bnfold.frontends.torch_capture import capture, limits
+from bnfold.frontends.torch_capture import capture
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_guess import differs_elsewhere, made_up_inputs
+from bnfold.frontends.torch_limits import limits
 from bnfold.frontends.torch_observed import observe
 from bnfold.frontends.torch_parts import Part, ends_of, find_parts
 from bnfold.frontends.torch_write import write, write_the_same

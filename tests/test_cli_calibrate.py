@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from cli_run import MODEL, ROOT, Run, assert_one_sentence, names, written
 
 import bnfold
-from bnfold.errors import UsageError
 from bnfold.frontends.onnx_skeleton import fingerprint
 from bnfold.rounding import round_once
 
@@ -185,12 +183,6 @@ def test_from_python_data_will_do_or_a_calibration_that_says_how(tmp_path: Path)
     )
     assert report.model == "model.onnx"
     assert bnfold.fold(model, verify=False).report.recalibration is None
-
-
-def test_a_pytorch_module_is_not_calibrated_by_a_fold() -> None:
-    module = torch.nn.BatchNorm2d(2).eval()
-    with pytest.raises(UsageError, match="PyTorch"):
-        bnfold.fold(module, example_inputs=(torch.ones(2, 2, 4, 4),), calibrate=[])  # type: ignore[call-overload]
 
 
 def test_what_shares_its_statistics_can_be_separated_from_the_command_line(run: Run, tmp_path: Path) -> None:

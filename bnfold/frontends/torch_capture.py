@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 #: What torch says of its attempts.
 _LOGGERS = ("torch._subclasses.fake_tensor", "torch._export.non_strict_utils", "torch.fx.experimental.symbolic_shapes")
 
-#: Sizes of 0 and 1 torch.export never takes for others.
-_SMALLEST = 2
-
 
 @dataclass(frozen=True, eq=False)
 class Captured:
@@ -59,7 +56,7 @@ def capture(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
     """
     inputs = grown(module, inputs, only=1)
     program = _export(module, inputs)
-    varied = grown(module, inputs, fixed=_fixed(program))
+    varied = grown(module, inputs, fixed=fixed(program))
     if varied is inputs:
         return captured_program(program, inputs)
     other = captured_program(_export(module, varied), varied)
@@ -69,7 +66,7 @@ def capture(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
             "what the module computes depends on the sizes of its inputs",
             remedy="fold the parts of it that do not",
         )
-    pairs = {new: (_shape(old), other.shapes[new]) for old, new in zip(first, other.nodes, strict=True)
+    pairs = {new: (shape_of(old), other.shapes[new]) for old, new in zip(first, other.nodes, strict=True)
              if new in other.shapes}  # fmt: skip
     shapes = {node: _agreed(*both) for node, both in pairs.items()}
     return Captured(other.program, other.nodes, shapes, varied)
@@ -102,54 +99,15 @@ def capture_graph(module: nn.Module, inputs: tuple[Any, ...], *, static_shapes: 
     return captured_program(_export(module, inputs, is_static=static_shapes), inputs)
 
 
-def fixed_sizes(module: nn.Module, captured: Captured) -> tuple[str, ...]:
-    """Sizes of inputs that the capture holds to be fixed, though the module takes others; one sentence each."""
-    varied = grown(module, captured.inputs, fixed=_fixed(captured.program))
-    nodes = {node.name: node for node in captured.nodes}
-    names = [n for n in captured.program.graph_signature.user_inputs if isinstance(n, str) and _shape(nodes[n])]
-    leaves = [_leaves(values) for values in (captured.inputs, varied)]
-    return tuple(
-        f"captured for axis {axis} of {name} of length {old.shape[axis]} only"
-        for name, old, new in zip(names, *leaves, strict=False)
-        for axis in range(old.ndim)
-        if old.shape[axis] != new.shape[axis]
-    )
-
-
-def _leaves(inputs: tuple[Any, ...]) -> list[Any]:
-    from torch.utils import _pytree  # noqa: PLC0415
-
-    return [leaf for leaf in _pytree.tree_leaves(inputs) if _is_tensor(leaf) and leaf.ndim]
-
-
-def limits(captured: Captured) -> tuple[str, ...]:
-    """Sizes of inputs for which alone the capture holds, because the forward pass asks for them; one sentence each."""
-    return tuple(
-        f"captured for axis {axis} of {name} from {lower}{'' if upper is None else f' to {upper}'}"
-        for name, axis, lower, upper in ranges(captured)
-    )
-
-
-def ranges(captured: Captured) -> Iterator[tuple[str, int, int, int | None]]:
-    """The input, the axis, and the least and largest size (None: any) for which alone the capture holds."""
-    known = {str(symbol): (str(span.lower), str(span.upper)) for symbol, span in
-             captured.program.range_constraints.items()}  # fmt: skip
-    names = captured.program.graph_signature.user_inputs
-    for node in (node for node in captured.nodes if node.name in names):
-        for axis, size in enumerate(_shape(node) or ()):
-            lower, upper = known.get(str(size), ("0", "int_oo"))
-            if not isinstance(size, int) and (int(lower) > _SMALLEST or upper != "int_oo"):
-                yield node.name, axis, int(lower), None if upper == "int_oo" else int(upper)
-
-
 def captured_program(program: ExportedProgram, inputs: tuple[Any, ...]) -> Captured:
     """A program that there is already, with inputs that it takes; its own sizes are proven."""
     nodes = tuple(program.graph.nodes)
-    shapes = {node: shape for node in nodes if (shape := _shape(node)) is not None}
+    shapes = {node: shape for node in nodes if (shape := shape_of(node)) is not None}
     return Captured(program, nodes, shapes, inputs)
 
 
-def _shape(node: Node) -> Shape | None:
+def shape_of(node: Node) -> Shape | None:
+    """The shape of a value, sizes that are open as symbols; None of what is no tensor."""
     value = node.meta.get("val")
     sizes = getattr(value, "shape", None)
     return None if sizes is None else tuple(_size(size) for size in sizes)
@@ -172,12 +130,12 @@ def _agreed_size(old: Dim, new: Dim) -> Dim:
     return new if isinstance(new, str) or old == new else None
 
 
-def _fixed(program: ExportedProgram) -> list[dict[int, int]]:
+def fixed(program: ExportedProgram) -> list[dict[int, int]]:
     """The sizes of each tensor among the inputs that the capture holds to be fixed, by axis."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     found = []
     for name in program.graph_signature.user_inputs:
-        shape = _shape(nodes[name]) if isinstance(name, str) and name in nodes else None
+        shape = shape_of(nodes[name]) if isinstance(name, str) and name in nodes else None
         if shape is not None:
             found.append({axis: size for axis, size in enumerate(shape) if isinstance(size, int)})
     return found

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bnfold.frontends.torch_capture import Captured, copied, ranges, runs
+from bnfold.frontends.torch_capture import Captured, copied, runs
+from bnfold.frontends.torch_limits import ranges
 
 if TYPE_CHECKING:
     from torch import nn
