@@ -208,11 +208,11 @@ def test_every_command_has_its_flags() -> None:
         "fold": {"--output", "--require-all", "--no-verify", "--self-test", "--manifest", "--calibrate"}
         | (opening | reading | checking | how | showing),
         "inspect": {"--to", "--shape"} | opening | reading | showing,
-        "verify": {"--reproduce"} | checking | showing,
+        "verify": {"--reproduce"} | opening | checking | showing,
         "bench": {"--provider", "--shape", "--seed", "--threads", "--rounds"} | showing,
         "recalibrate": {"--timeout", "--output", "--data"}
-        | how
-        | (checking - {"--provider", "--shape", "--verify-data"})
+        | (opening | how)
+        | (checking - {"--provider", "--verify-data"})
         | {"--keep", "--only"}
         | showing,
         "unfold": {"--output", "--manifest", "--only", "--all", "--json", "--quiet"},

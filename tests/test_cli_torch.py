@@ -201,6 +201,7 @@ CALLS: dict[str, tuple[Maker, tuple[str, ...], str, int, str]] = {
     "graph with --model": (exported, NET, "x.pt2", 2, "needs no --model"),
     "--simplify": (exported, ("--simplify",), "x.pt2", 2, "--simplify has no place here; fold into .onnx"),
     "--provider": (exported, ("--provider", "cpu"), "x.pt2", 2, "--provider has no place here"),
+    "--self-test": (exported, ("--self-test",), "x.pt2", 2, "--self-test has no place here"),
     "--manifest": (exported, ("--manifest", "embed"), "x.pt2", 2, "--manifest has no place here"),
     "--reduce": (state, (*NET, *SHAPE, "--reduce"), "x.pt", 2, "--reduce has no place here; fold into .pt2 or .onnx"),
 }

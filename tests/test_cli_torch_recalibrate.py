@@ -15,10 +15,18 @@ import torch
 import torch_file_models as models
 from cli_run import MODEL, Run, assert_one_sentence, batchnorms, names
 from test_cli_torch import KINDS, NET, SHAPE, Maker, exported, folder, pickled, script, state
+from test_torch_graph_mode import frozen
 from torch import nn
 
 import bnfold
+from bnfold.calibrating import Choice
+from bnfold.errors import InternalError
+from bnfold.frontends.torch_graph_module import with_tensors
+from bnfold.frontends.torch_kinds import FileKind
 from bnfold.recalibrating import RECORD
+from bnfold.runtime import open_session
+from bnfold.torch_files import TorchFile
+from bnfold.torch_recalibrated import recalibrate_file
 from tests.recalibrated_torch import expected
 
 __all__ = ["folder"]
@@ -186,6 +194,43 @@ def test_calls_of_one_module_get_their_own_statistics_in_onnx_only(
     assert_one_sentence(outcome.err, "one place for their statistics")
     assert run(*call, "-o", tmp_path / "x.onnx").code == 0
     assert_right(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("output", ["x.onnx", "x.pt2", "x.pt"])
+def test_a_frozen_batchnorm_is_recalibrated_in_every_form(tmp_path: Path, output: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), frozen(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).eval()
+    file, shapes = TorchFile("net.pt", FileKind.PICKLED, net), {"input": (2, 3, 9, 9)}
+    how = bnfold.Calibration(list(moved().split(12)))
+    report, write = recalibrate_file(file, tmp_path / output, shapes, how, Choice())
+    write()
+    assert {entry.name for entry in report.recalibrated} == {"1", "4"}
+    x, fresh = moved(5), bnfold.recalibrate(net, how.data, example_inputs=(moved(2),)).model
+    with torch.no_grad():
+        wanted, before = fresh(x), net(x)
+        if output == "x.onnx":
+            model = onnx.load(tmp_path / output)
+            (found,) = map(
+                torch.from_numpy,
+                open_session(model).run([model.graph.output[0].name], {"input": x.numpy()}).values(),
+            )
+        elif output == "x.pt2":
+            found = torch.export.load(tmp_path / output).module()(x)
+        else:
+            net.load_state_dict(torch.load(tmp_path / output), strict=True)
+            found = net(x)
+    assert (found - wanted).abs().max() <= 2e-6 * wanted.abs().max()
+    assert (before - wanted).abs().max() > 1e-2 * wanted.abs().max()
+
+
+def test_a_graph_takes_its_tensors_from_a_module_that_has_all_of_them() -> None:
+    program = torch.export.export(models.live(), (models.sample(),), strict=False)
+    changed = models.live()
+    changed.bn.running_mean.add_(1)
+    assert torch.equal(with_tensors(program, changed).state_dict["bn.running_mean"], changed.bn.running_mean)
+    assert torch.equal(program.state_dict["bn.running_mean"], models.live().bn.running_mean)
+    changed.mid = nn.Identity()
+    with pytest.raises(InternalError, match=r"mid\.weight: a parameter of the graph has no place in the module"):
+        with_tensors(program, changed)
 
 
 CALLS: dict[str, tuple[Maker, tuple[str, ...], str, int, str]] = {
