@@ -18,19 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from benchmarks.coverage_build import BATCH, IMAGES, MOVE, Array, Facts, Truth, change, enlivened, per_channel
+from benchmarks.coverage_build import BATCH, MOVE, Array, Facts, Truth, change, enlivened, per_channel
 from benchmarks.coverage_models import build
-from benchmarks.coverage_nets import NETS, Net
-from benchmarks.torch_tools import calls
-
-_NAMES = """
-resnet18 resnet50 mobilenetv3_small_100 efficientnet_b0 densenet121 repvgg_a0 mobileone_s0
-levit_128s hrnet_w18_small yolov5n yolov8n yolo11n
-""".split()
-#: The rows, in this order.
-TORCH_NETS: tuple[Net, ...] = tuple(next(net for net in NETS if net.name == name) for name in _NAMES)
+from benchmarks.coverage_nets import Net
+from benchmarks.torch_made import calls
+from benchmarks.torch_nets import BY_NAME
 
 _SEED = 40
+#: How many images the truth is of. A channel of a classifier's output is one number an image: the largest error of few
+#: such numbers is too much luck for a ratio of two of them.
+IMAGES = 64
 
 
 def outputs(run: Callable[[Tensor], Any], images: Tensor) -> dict[str, Array]:
@@ -75,8 +72,7 @@ def main() -> None:
     """Make what is asked for; an exception ends the process with its message as the last line."""
     torch.set_num_threads(1)
     name, folder = sys.argv[1:]
-    net = next(net for net in TORCH_NETS if net.name == name)
-    facts = make(net, Path(folder))
+    facts = make(BY_NAME[name], Path(folder))
     (Path(folder) / "facts.json").write_text(json.dumps(asdict(facts)), encoding="utf-8")
 
 

@@ -9,7 +9,8 @@ Run from the repository root, with the packages installed (one that is not there
     python -m benchmarks.torch_folders --only 'resnet|yolo' --tools 'bnfold|fx'
 
 Every tool works on every network in a process of its own, within limits of time and memory, and what it found out is
-kept in a folder under the system's temporary one: a run that was interrupted goes on where it stopped.
+kept in a folder under the system's temporary one: a run that was interrupted goes on where it stopped, and a new tool
+in a file of its own leaves the others' figures as they are.
 """
 
 from __future__ import annotations
@@ -29,21 +30,25 @@ from benchmarks.coverage_build import Facts
 from benchmarks.coverage_judge import Outcome
 from benchmarks.coverage_nets import Net
 from benchmarks.coverage_run import Examined, Limits, installed, process
-from benchmarks.torch_build import TORCH_NETS
 from benchmarks.torch_cases import CASES
 from benchmarks.torch_judge import NOTHING
+from benchmarks.torch_nets import TORCH_NETS
 from benchmarks.torch_table import Small, page
 from benchmarks.torch_tools import SMALL, WHOLE
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "timm", "ultralytics")
+_ENLIVENED = "tests/zoo/lively.py"
+#: What an original and its truth depend on besides the row of the network, and a judgement besides the tool.
+_ORIGINAL = (*(f"benchmarks/{name}.py" for name in ("coverage_build", "coverage_models", "torch_build")), _ENLIVENED)
+_JUDGE = tuple(f"benchmarks/{name}.py" for name in ("coverage_judge", "frontier_judge", "torch_judge", "torch_made"))
 
 
 def examine(net: Net, cache: Path, limits: Limits, tools: Sequence[str]) -> Examined:
     """Everything about one network, from the cache where it was found out before."""
     if find_spec(net.package) is None:
         return Examined(net, trouble=f"{net.package} is not installed")
-    folder = cache / f"{net.name}-{_digest(str(net), 'coverage_build', 'coverage_models', 'torch_build')}"
+    folder = cache / f"{net.name}-{_digest(str(net), *_ORIGINAL)}"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "facts.json").exists():
         kind, _, said = process(["benchmarks.torch_build", net.name, str(folder)], limits)
@@ -72,7 +77,8 @@ def _folded(net: Net, tool: str, folder: Path, target: Path, limits: Limits) -> 
 
 def small(tool: str, cache: Path, limits: Limits) -> Small:
     """What one tool makes of every small module, in processes that may die: the next one starts behind the case."""
-    target = cache / f"small-{tool.replace(' ', '-')}-{_version(tool)}-{_digest('', 'torch_cases')}.jsonl"
+    cases = _digest("", "benchmarks/torch_cases.py", _ENLIVENED)
+    target = cache / f"small-{tool.replace(' ', '-')}-{_version(tool)}-{cases}.jsonl"
     while todo := [case.key for case in CASES if case.key not in (found := _lines(target))]:
         kind, seconds, said = process(["benchmarks.torch_judge", "small", tool, str(target), *todo], limits)
         if kind != "done":
@@ -88,14 +94,20 @@ def _lines(target: Path) -> Small:
 
 
 def _version(tool: str) -> str:
+    """Changes with the function behind the tool and the file that it is in, the judge, and for bnfold with bnfold.
+
+    Another tool, in a file of its own, leaves it as it is: what was found out about this one stays.
+    """
+    function = SMALL.get(tool) or WHOLE[tool]
     ours = installed("bnfold") if tool.startswith("bnfold") else ""
-    return _digest(f"{ours}", "torch_tools", "torch_judge", "coverage_judge")
+    source = f"{function.__module__.replace('.', '/')}.py"
+    return _digest(f"{function.__name__} {ours}", source, *_JUDGE)
 
 
 def _digest(text: str, *sources: str) -> str:
-    """Changes with the text, the packages and these modules of this folder."""
+    """Changes with the text, the packages and these files of the repository."""
     versions = " ".join(f"{package} {installed(package)}" for package in _PACKAGES)
-    parts = [(_ROOT / "benchmarks" / f"{name}.py").read_bytes() for name in sources]
+    parts = [(_ROOT / source).read_bytes() for source in sources]
     return hashlib.sha256(f"{text} {versions}".encode() + b"".join(parts)).hexdigest()[:12]
 
 
@@ -120,11 +132,10 @@ def main() -> None:
         found.append(examine(net, given.cache, limits, [tool for tool in WHOLE if re.search(given.tools, tool)]))
         done = ", ".join(f"{tool} {outcome.kind}" for tool, outcome in found[-1].outcomes.items())
         print(f"{net.name}: {found[-1].trouble or done}", file=sys.stderr, flush=True)
-    text = page(found, cases)
-    if given.markdown:
-        given.markdown.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+        if given.markdown:  # as far as it got: the page names what is not in it
+            given.markdown.write_text(page(found, cases), encoding="utf-8")
+    if not given.markdown:
+        print(page(found, cases))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ from benchmarks.coverage_build import BATCH, Array, Facts, Truth, per_channel
 from benchmarks.coverage_judge import LIMIT, Outcome, figures, finite
 from benchmarks.coverage_nets import Net
 from benchmarks.frontier_judge import TOLERANCE
-from benchmarks.torch_build import TORCH_NETS, load, outputs
+from benchmarks.torch_build import load, outputs
 from benchmarks.torch_cases import BY_KEY, Case
-from benchmarks.torch_tools import SMALL, WHOLE, Made, NothingToDoError
+from benchmarks.torch_made import Made, NothingToDoError
+from benchmarks.torch_nets import BY_NAME
+from benchmarks.torch_tools import SMALL, WHOLE
 
 #: The largest error in float64, of a channel's scale.
 EXACT = 1e-10
@@ -119,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
                 print(line, file=file)
         return
     name, tool, folder, target = arguments[1:]
-    outcome, made = judge(next(net for net in TORCH_NETS if net.name == name), tool, Path(folder))
+    outcome, made = judge(BY_NAME[name], tool, Path(folder))
     if made is not None and made.report is not None:
         from bnfold.report.json_report import report_json  # noqa: PLC0415
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import bnfold
 from benchmarks.coverage_build import enlivened
-from benchmarks.torch_build import TORCH_NETS
-from benchmarks.torch_tools import calls
+from benchmarks.torch_made import calls
+from benchmarks.torch_nets import BY_NAME
 
 NETWORKS = ("resnet18", "mobilenetv3_small_100", "efficientnet_b0", "repvgg_a0", "yolov8n")
 #: Runs of each before anything is measured.
@@ -52,8 +52,7 @@ def _seconds(module: nn.Module, images: Tensor, clocks: Sequence[Callable[[], fl
 
 def row(name: str, given: argparse.Namespace, clocks: Sequence[Callable[[], float]]) -> str:
     """One row of the table."""
-    net = next(net for net in TORCH_NETS if net.name == name)
-    module, _ = enlivened(replace(net, size=64))
+    module, _ = enlivened(replace(BY_NAME[name], size=64))
     images = torch.randn(given.batch, 3, given.size, given.size)
     folded = bnfold.fold(module, example_inputs=(images[:2],), verify=False).module  # benchmarks.torch_folders checks
     counts = [calls(part, images) for part in (module, folded)]

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import torch_build, torch_folders, torch_judge, torch_speed, torch_table
+from benchmarks import torch_build, torch_folders, torch_judge, torch_nets, torch_speed, torch_table
 from benchmarks.coverage_judge import Outcome
 from benchmarks.coverage_nets import NETS, Net
 from benchmarks.coverage_run import Examined, Limits
+from benchmarks.torch_by_inductor import by_inductor
+from benchmarks.torch_by_torch import by_freeze
 from benchmarks.torch_cases import CASES
-from benchmarks.torch_tools import Made, NothingToDoError, by_freeze, by_inductor, calls
+from benchmarks.torch_made import Made, NothingToDoError, Tool, calls
+from benchmarks.torch_tools import SMALL, WHOLE
 
 UNET = next(net for net in NETS if net.name == "unet")
+COLUMNS = {*WHOLE, *SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def scaled(factor: float, *, only: torch.dtype | None = None) -> torch_judge.Tool:
+def scaled(factor: float, *, only: torch.dtype | None = None) -> Tool:
     """A tool that folds nothing and multiplies every element of a weight."""
 
     def tool(module: nn.Module, x: Tensor, _pair: tuple[str, str]) -> Made:
@@ -41,7 +47,7 @@ def scaled(factor: float, *, only: torch.dtype | None = None) -> torch_judge.Too
     return tool
 
 
-def judged(tool: torch_judge.Tool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+def judged(tool: Tool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
     monkeypatch.setitem(torch_judge.WHOLE, "tool", tool)
     return torch_judge.judge(UNET, "tool", folder)[0]
 
@@ -168,3 +174,40 @@ def test_speed_is_a_ratio_within_a_round() -> None:
     clock = {"now": 0.0}
     found = torch_speed.ratios((Steps(4), Steps(3)), torch.zeros(1), 5, [lambda: clock["now"]])
     assert found == [[0.75] * 5]
+
+
+def test_what_is_known_of_a_tool_depends_on_its_file_and_on_the_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(torch_folders._ROOT / "benchmarks", tmp_path / "benchmarks")
+    monkeypatch.setattr(torch_folders, "_ROOT", tmp_path)
+
+    def changed(name: str) -> set[str]:
+        before = {tool: torch_folders._version(tool) for tool in COLUMNS}
+        with (tmp_path / "benchmarks" / f"{name}.py").open("a", encoding="utf-8") as file:
+            file.write("# changed")
+        return {tool for tool in COLUMNS if torch_folders._version(tool) != before[tool]}
+
+    assert len({torch_folders._version(tool) for tool in COLUMNS}) == len(COLUMNS)
+    assert changed("torch_tools") == changed("torch_nets") == set()
+    assert changed("torch_by_bnfold") == {"bnfold", "bnfold as_graph"}
+    assert changed("torch_by_inductor") == {"inductor freezing"}
+    assert changed("torch_judge") == changed("torch_made") == COLUMNS
+
+
+@pytest.mark.skipif(
+    find_spec("ultralytics") is None, reason="ultralytics is not installed (AGPL, so nothing here asks for it)"
+)
+def test_a_yolo_folds_wholly_and_is_as_accurate_as_before(tmp_path: Path) -> None:
+    """Exact in float64, and in float32 `error(folded) <= 4 * error(original) + 64u`, channel by channel."""
+    tools = ["bnfold", "bnfold as_graph"]
+    examined = torch_folders.examine(torch_nets.BY_NAME["yolov8n"], tmp_path, Limits(), tools)
+    assert examined.facts is not None, examined.trouble
+    assert (examined.facts.state, examined.facts.batchnorms) == ("alive", 57)
+    for tool in tools:
+        outcome = examined.outcomes[tool]
+        assert (outcome.kind, outcome.batchnorms) == ("right", 0), outcome
+        assert outcome.exact is not None
+        assert outcome.ratio is not None
+        assert 0 < outcome.exact < 1e-10
+        assert 0 < outcome.ratio <= 4
