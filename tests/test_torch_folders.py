@@ -161,6 +161,23 @@ def test_the_page_counts_what_is_wrong_and_says_so() -> None:
     assert "**not built: CRASH, Killed**" in text
 
 
+def test_a_run_that_is_interrupted_leaves_the_page_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def examine(net: Net, *_: object) -> Examined:
+        if net.name == "resnet50":
+            raise KeyboardInterrupt
+        return Examined(net, trouble="not built: TIMEOUT, it takes too long")
+
+    target = tmp_path / "torch.md"
+    monkeypatch.setattr(torch_folders, "examine", examine)
+    monkeypatch.setattr(torch_folders, "small", lambda *_: {})
+    monkeypatch.setattr("sys.argv", ["torch_folders", "--markdown", str(target), "--cache", str(tmp_path / "cache")])
+    with pytest.raises(KeyboardInterrupt):
+        torch_folders.main()
+    text = target.read_text(encoding="utf-8")
+    assert "| resnet18 (timm) | **not built: TIMEOUT, it takes too long** |" in text
+    assert "Not in this run: resnet50, " in text
+
+
 def test_speed_is_a_ratio_within_a_round() -> None:
     class Steps(nn.Module):
         def __init__(self, ticks: int) -> None:
