@@ -33,7 +33,7 @@ from benchmarks.coverage_run import Examined, Limits, installed, process
 from benchmarks.torch_cases import CASES
 from benchmarks.torch_judge import NOTHING
 from benchmarks.torch_nets import TORCH_NETS
-from benchmarks.torch_table import Small, page
+from benchmarks.torch_table import UNMEASURED, Small, page
 from benchmarks.torch_tools import SMALL, WHOLE
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -44,13 +44,15 @@ _ORIGINAL = (*(f"benchmarks/{name}.py" for name in ("coverage_build", "coverage_
 _JUDGE = tuple(f"benchmarks/{name}.py" for name in ("coverage_judge", "frontier_judge", "torch_judge", "torch_made"))
 
 
-def examine(net: Net, cache: Path, limits: Limits, tools: Sequence[str]) -> Examined:
-    """Everything about one network, from the cache where it was found out before."""
+def examine(net: Net, cache: Path, limits: Limits | None, tools: Sequence[str]) -> Examined:
+    """Everything about one network, from the cache where it was found out before; without limits from there alone."""
     if find_spec(net.package) is None:
         return Examined(net, trouble=f"{net.package} is not installed")
     folder = cache / f"{net.name}-{_digest(str(net), *_ORIGINAL)}"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "facts.json").exists():
+        if limits is None:
+            return Examined(net, trouble=UNMEASURED)
         kind, _, said = process(["benchmarks.torch_build", net.name, str(folder)], limits)
         if not (folder / "facts.json").exists():
             return Examined(net, trouble=f"not built: {kind}, {said.splitlines()[-1]}")
@@ -66,8 +68,10 @@ def examine(net: Net, cache: Path, limits: Limits, tools: Sequence[str]) -> Exam
     return examined
 
 
-def _folded(net: Net, tool: str, folder: Path, target: Path, limits: Limits) -> Outcome:
+def _folded(net: Net, tool: str, folder: Path, target: Path, limits: Limits | None) -> Outcome:
     if not target.exists():
+        if limits is None:
+            return Outcome(UNMEASURED)
         command = ["benchmarks.torch_judge", "fold", net.name, tool, str(folder), str(target)]
         kind, seconds, said = process(command, limits)
         if not target.exists():
@@ -75,10 +79,12 @@ def _folded(net: Net, tool: str, folder: Path, target: Path, limits: Limits) -> 
     return Outcome(**json.loads(target.read_text(encoding="utf-8")))
 
 
-def small(tool: str, cache: Path, limits: Limits) -> Small:
+def small(tool: str, cache: Path, limits: Limits | None) -> Small:
     """What one tool makes of every small module, in processes that may die: the next one starts behind the case."""
     cases = _digest("", "benchmarks/torch_cases.py", _ENLIVENED)
     target = cache / f"small-{tool.replace(' ', '-')}-{_version(tool)}-{cases}.jsonl"
+    if limits is None:
+        return _lines(target)
     while todo := [case.key for case in CASES if case.key not in (found := _lines(target))]:
         kind, seconds, said = process(["benchmarks.torch_judge", "small", tool, str(target), *todo], limits)
         if kind != "done":
@@ -117,12 +123,13 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="REGEX", help="only networks in whose name it is found")
     parser.add_argument("--tools", default="", metavar="REGEX", help="only tools in whose name it is found")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here instead of to stdout")
+    parser.add_argument("--known", action="store_true", help="run nothing: only what was found out before")
     parser.add_argument("--seconds", type=float, default=900.0, metavar="N", help="for one process")
     parser.add_argument("--memory", type=int, default=Limits.gibibytes, metavar="GIB", help="for one process")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "bnfold-torch", metavar="DIR")
     given = parser.parse_args()
     given.cache.mkdir(parents=True, exist_ok=True)
-    limits = replace(Limits(), seconds=given.seconds, gibibytes=given.memory)
+    limits = None if given.known else replace(Limits(), seconds=given.seconds, gibibytes=given.memory)
     cases = {}
     for tool in (tool for tool in SMALL if re.search(given.tools, tool)):
         cases[tool] = small(tool, given.cache, limits)

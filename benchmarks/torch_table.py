@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from benchmarks.coverage_judge import Outcome
@@ -14,6 +15,8 @@ from benchmarks.torch_cases import CASES
 from benchmarks.torch_nets import TORCH_NETS
 from benchmarks.torch_tools import WHOLE
 
+#: In place of an outcome, where nobody has asked for one yet.
+UNMEASURED = "not measured"
 #: The outcomes of one tool by the keys of the small modules.
 Small: TypeAlias = Mapping[str, Outcome]
 
@@ -60,8 +63,8 @@ has to know better: what they get wrong is what a caller has to look after."""
 
 def cell(outcome: Outcome | None) -> str:
     """One tool's figures on one network."""
-    if outcome is None:
-        return "-"
+    if outcome is None or outcome.kind == UNMEASURED:
+        return "-" if outcome is None else UNMEASURED
     exact = "?" if outcome.exact is None else f"{outcome.exact:.0e}"
     ratio = "?" if outcome.ratio is None else f"{outcome.ratio:.2g}"
     left = f"{outcome.batchnorms} ({exact}; {ratio})"
@@ -73,7 +76,7 @@ def cell(outcome: Outcome | None) -> str:
 def cell_small(outcome: Outcome | None) -> str:
     """What one tool makes of one small module."""
     if outcome is None:
-        return "-"
+        return UNMEASURED
     if outcome.kind == "right":
         return str(outcome.batchnorms)
     size = "" if outcome.exact is None else f" ({outcome.exact:.1g})"
@@ -108,12 +111,13 @@ def summary(found: Sequence[Examined]) -> list[str]:
     """What the table of networks adds up to, one sentence for each tool."""
     there = [examined for examined in found if examined.facts is not None]
     alive = sum(examined.facts is not None and examined.facts.state == "alive" for examined in there)
-    lines = [f"{len(found)} networks, {len(there)} built, {alive} of them alive."]
+    later = sum(examined.trouble == UNMEASURED for examined in found)
+    lines = [f"{len(found)} networks, {later} not measured, {len(there)} built, {alive} of them alive."]
     names = {examined.net.name for examined in found}
     if absent := [net.name for net in TORCH_NETS if net.name not in names]:
         lines.append(f"Not in this run: {', '.join(absent)}.")
     for tool in WHOLE:
-        outcomes = [examined.outcomes[tool] for examined in there if tool in examined.outcomes]
+        outcomes = [examined.outcomes[tool] for examined in _measured(there) if tool in examined.outcomes]
         if not outcomes:
             continue
         kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(o.kind for o in outcomes).most_common())
@@ -125,6 +129,13 @@ def summary(found: Sequence[Examined]) -> list[str]:
             "the original's error in float32."
         )
     return lines
+
+
+def _measured(found: Sequence[Examined]) -> list[Examined]:
+    """Without what nobody has asked for."""
+    return [
+        replace(row, outcomes={tool: o for tool, o in row.outcomes.items() if o.kind != UNMEASURED}) for row in found
+    ]
 
 
 def failures(found: Mapping[str, Small]) -> list[str]:
@@ -143,7 +154,7 @@ def page(found: Sequence[Examined], cases: Mapping[str, Small]) -> str:
     versions = ", ".join(f"{package} {installed(package) or 'not installed'}" for package in _SHOWN)
     parts = [
         "# Folders of PyTorch modules", LEGEND, as_markdown(networks(found)), _list(summary(found)),
-        "## What is not right", _list(bad(found)) or "Nothing.",
+        "## What is not right", _list(bad(_measured(found))) or "Nothing.",
         "## Small modules", LEGEND_SMALL, as_markdown(small_modules(cases)),
         "What was said where a tool failed:", _list(failures(cases)) or "Nothing.",
         "## Why BatchNorms stay (bnfold)", "\n".join(reasons(found, "bnfold")),

@@ -161,6 +161,19 @@ def test_the_page_counts_what_is_wrong_and_says_so() -> None:
     assert "**not built: CRASH, Killed**" in text
 
 
+def test_what_is_not_measured_is_said_to_be_that_and_counts_for_nothing(folder: Path, tmp_path: Path) -> None:
+    row = torch_folders.examine(UNET, tmp_path, None, ["bnfold"])
+    assert (row.facts, row.trouble) == (None, "not measured")
+    known = next(tmp_path.iterdir())
+    (known / "facts.json").write_bytes((folder / "facts.json").read_bytes())
+    row = torch_folders.examine(UNET, tmp_path, None, ["bnfold"])
+    text = torch_table.page([row], {"bnfold": torch_folders.small("bnfold", tmp_path, None)})
+    assert "| unet (own) | alive | 12 | not measured |" in text
+    assert "| Conv → BN | not measured |" in text
+    assert "bnfold, unet" not in text
+    assert "* bnfold:" not in text
+
+
 def test_a_run_that_is_interrupted_leaves_the_page_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def examine(net: Net, *_: object) -> Examined:
         if net.name == "resnet50":
