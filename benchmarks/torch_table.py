@@ -58,7 +58,8 @@ LEGEND_SMALL = """\
 Each in float64, compared on other numbers and at other sizes than the tool was told. A cell is the number of BatchNorms
 left where the result is right, WRONG and the error of the output's scale, ERROR where the tool raised, BROKEN where
 what it made cannot be run. `fuse_modules` of torch.ao and `torch.nn.utils.fusion` are told the pair by the caller, who
-has to know better: what they get wrong is what a caller has to look after."""
+has to know better: what they get wrong is what a caller has to look after. "bnfold as_graph" is BROKEN where the graph
+refuses an input of another size than its own: the module's code had made that size a number."""
 
 
 def cell(outcome: Outcome | None) -> str:
