@@ -32,8 +32,8 @@ TABLE = {
     "values": row(0, "affine decision drafts errors importing rounding sizes", "", "numpy ml_dtypes"),
     "arrays": row(
         1,
-        "linear embedding quantised moments drift comparison packing manifest manifest_json manifest_files "
-        "stopwatch text_files",
+        "linear embedding quantised moments drift judging slices comparison packing manifest manifest_json "
+        "manifest_files stopwatch text_files",
         "values",
         "numpy",
     ),
@@ -57,7 +57,7 @@ TABLE = {
     ),
     "checks": row(
         4,
-        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle selftest verification "
+        "agreement boxes examining feeds inputs interfaces metrics patterns probing quickcheck localcheck localsizes constantcheck oracle selftest verification "
         "torchcheck torch_compared torch_running exportcheck",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch ml_dtypes",
