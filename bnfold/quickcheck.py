@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from bnfold.agreement import Agreement
     from bnfold.comparison import TensorComparison
     from bnfold.data_sources import Source
 
@@ -64,7 +65,7 @@ class QuickCheck:
     given: int = 0
     kinds: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
-    agreement: object = None
+    agreement: Agreement | None = None
 
     @property
     def passed(self) -> bool:
