@@ -70,7 +70,7 @@ def feeds_again(  # noqa: PLR0913
     if len(again) != given:
         raise InternalError(f"{given} runs were on the caller's data, and {len(again)} batches of it are there")
     yield from (batch | held for batch in again)
-    yield from (feeds for kind, feeds in patterns(first, held, seed) if kind in kinds)
+    yield from (feeds for found, feeds in patterns(first, held, seed) if set(found) <= set(kinds))
 
 
 def perturb(feeds: Arrays, accuracy: str) -> Arrays:

@@ -13,7 +13,7 @@ import numpy as np
 from bnfold.dataflow import FLOATS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,8 +26,10 @@ PATTERNS = ("uniform numbers", "zeros", "ones", "impulses")
 IMPULSE = 4.0
 
 
-def patterns(feeds: Arrays, held: Collection[str], seed: int) -> Iterator[tuple[str, Arrays]]:
-    """Every pattern by name, in the shapes of `feeds`; none where no floating-point input is free.
+def patterns(feeds: Arrays, held: Collection[str], seed: int) -> Iterator[tuple[tuple[str, ...], Arrays]]:
+    """Inputs in the shapes of `feeds`, with the names of the patterns in them; none where no number is free.
+
+    Samples that go together share a run, which costs less: two samples hold two patterns.
 
     Args:
         feeds: The inputs of an ordinary run. Whole numbers and booleans keep their values.
@@ -35,10 +37,20 @@ def patterns(feeds: Arrays, held: Collection[str], seed: int) -> Iterator[tuple[
         seed: Of what is drawn.
     """
     free = [name for name, value in feeds.items() if value.dtype.name in FLOATS and name not in held]
-    for place, kind in enumerate(PATTERNS if free else ()):
-        generator = np.random.default_rng([seed, place])
-        made = {name: _pattern(kind, feeds[name].shape, generator) for name in free}
-        yield kind, {name: made[name].astype(value.dtype) if name in made else value for name, value in feeds.items()}
+    together = min((max(feeds[name].shape[0], 1) if feeds[name].ndim else 1 for name in free), default=1)
+    for start in range(0, len(PATTERNS) if free else 0, together):
+        kinds = PATTERNS[start : start + together]
+        made = {name: _packed(kinds, feeds[name].shape, [seed, start, place]) for place, name in enumerate(free)}
+        yield kinds, {name: made[name].astype(value.dtype) if name in made else value for name, value in feeds.items()}
+
+
+def _packed(kinds: Sequence[str], shape: tuple[int, ...], seed: list[int]) -> NDArray[np.float64]:
+    """One kind for each sample, in turns."""
+    generator = np.random.default_rng(seed)
+    whole = [_pattern(kind, shape, generator) for kind in kinds]
+    if len(kinds) == 1:
+        return whole[0]
+    return np.stack([whole[i % len(kinds)][i] for i in range(shape[0])])
 
 
 def _pattern(kind: str, shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:

@@ -128,7 +128,8 @@ def quick_check(  # noqa: PLR0913
         runs.append({name: value.shape for name, value in feeds.items()})
         first = first or feeds
     tell("comparing on constants and impulses")
-    kinds = [kind for kind, feeds in patterns(first, held, seed) if _runs_on(pair, findings, kind, feeds)]
+    tried = patterns(first, held, seed)
+    kinds = [kind for found, feeds in tried if _runs_on(pair, findings, found, feeds) for kind in found]
     given = _examine_given(pair, findings, data, tell)
     check = _conclude(pair, findings, (before.graph, after.graph), (*runs, *given), len(given))
     return replace(check, kinds=tuple(kinds), held=pair.cut)
@@ -154,12 +155,12 @@ def _run_original(
     raise refusals[0]
 
 
-def _runs_on(pair: Pair, findings: Findings, kind: str, feeds: Arrays) -> bool:
-    """Compare on a pattern, if the original takes it."""
+def _runs_on(pair: Pair, findings: Findings, kinds: Sequence[str], feeds: Arrays) -> bool:
+    """Compare on patterns, if the original takes them."""
     try:
         values = pair.original.session.run((*pair.compared, *pair.cut), feeds)
     except ProviderError:
-        findings.notes.append(f"The model refuses {kind} as input, so that was left out.")
+        findings.notes.append(f"The model refuses {' and '.join(kinds)} as input, so that was left out.")
         return False
     examine_pattern(pair, findings, feeds, values)
     return True
