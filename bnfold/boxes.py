@@ -48,6 +48,14 @@ class Candidates:
     scores: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How far rounding can move a score and a corner of one sample."""
+
+    score: float
+    corner: float
+
+
 def read_boxes(output: NDArray[Any]) -> list[Candidates]:
     """The boxes of every sample of an output in one of the two layouts; the longer axis is that of the anchors."""
     has_objectness = output.shape[2] < output.shape[1]
@@ -80,30 +88,32 @@ def check_layout(output: NDArray[Any], where: str) -> None:
             raise UsageError("its scores are not between 0 and 1", where=where, remedy=_LAYOUT)
 
 
-def match(before: Candidates, after: Candidates, allowed: float, sample: int) -> Count:
+def match(before: Candidates, after: Candidates, allowed: Rounding, sample: int) -> Count:
     """Which boxes of one sample are the same in both models.
 
-    A box has a partner where the other model has one of its class that overlaps by `SAME_BOX`. One without a partner is
-    within rounding where its own anchor has the same box with the same score, up to `allowed`, in the other model: then
-    only the threshold, or the order of two scores that are almost equal, can have decided.
+    A box has a partner where the other model has the same box of its class: one that overlaps by `SAME_BOX`, or lies
+    within rounding. One without a partner is within rounding where its own anchor has the same box with the same score
+    in the other model: then only the threshold, or the order of two scores that are almost equal, can have decided.
 
     Args:
         before: The original's boxes.
         after: The folded model's.
-        allowed: How far rounding can move a score.
+        allowed: How far rounding can move the original's.
         sample: Its number, for people.
     """
     kept, others = suppress(before), suppress(after)
-    lost, new = _without_partner(before, after, kept, others)
-    count = Count(len(kept) + len(new), len(kept) - len(lost), int((_best(before)[1][kept] - SCORE > allowed).sum()))
+    lost, new = _without_partner(before, after, kept, others, allowed.corner)
+    count = Count(
+        len(kept) + len(new), len(kept) - len(lost), int((_best(before)[1][kept] - SCORE > allowed.score).sum())
+    )
     for mine, theirs, unmatched, fate in ((before, after, lost, "is gone"), (after, before, new, "is new")):
         classes, scores = _best(mine)
         for anchor in unmatched:
             moved = abs(theirs.scores[anchor, classes[anchor]] - scores[anchor])
-            same = overlaps(mine.corners[anchor], theirs.corners[anchor : anchor + 1])[0] >= SAME_BOX
-            if not (moved <= allowed and same):
+            (same,) = _same(mine.corners[anchor], theirs.corners[[anchor]], allowed.corner) >= SAME_BOX
+            if not (moved <= allowed.score and same):
                 first = f"sample {sample}: a box of class {classes[anchor]} with score {scores[anchor]:.2g} {fate}"
-                is_counted = mine is before and scores[anchor] - SCORE > allowed
+                is_counted = mine is before and scores[anchor] - SCORE > allowed.score
                 count += Count(clear=int(not is_counted), different=1, first=first)
     return count
 
@@ -131,15 +141,20 @@ def overlaps(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[n
     return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
 
 
+def _same(box: NDArray[np.float64], others: NDArray[np.float64], near: float) -> NDArray[np.float64]:
+    """IoU of one box with others; 1 where no corner is farther off than `near`, as a box may have no area."""
+    return np.where((np.abs(others - box) <= near).all(axis=1), 1.0, overlaps(box, others))
+
+
 def _without_partner(
-    before: Candidates, after: Candidates, kept: Sequence[int], others: Sequence[int]
+    before: Candidates, after: Candidates, kept: Sequence[int], others: Sequence[int], near: float
 ) -> tuple[list[int], list[int]]:
     """The anchors of both models whose box the other one has not; each box has one partner at most."""
     (classes, _), (their_classes, _) = _best(before), _best(after)
     free, lost = list(others), []
     for anchor in kept:
         rivals = [other for other in free if their_classes[other] == classes[anchor]]
-        found = overlaps(before.corners[anchor], after.corners[rivals])
+        found = _same(before.corners[anchor], after.corners[rivals], near)
         if found.size and found.max() >= SAME_BOX:
             free.remove(rivals[int(found.argmax())])
         else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnfold.agreement import Agreement, Count
-from bnfold.boxes import check_layout, match, read_boxes
+from bnfold.boxes import Rounding, check_layout, match, read_boxes
 from bnfold.comparison import NOISE_FACTOR, UNIT_ROUNDOFF
 from bnfold.errors import UsageError
 from bnfold.feeds import perturb
@@ -132,9 +132,10 @@ def _classes(
     allowed = 2 * _allowed(before, moved, u)
     mine, theirs = before.argmax(axis=-1), after.argmax(axis=-1)
     two = np.sort(before, axis=-1)[..., -2:]
-    lead = np.take_along_axis(before, mine[..., None], -1) - np.take_along_axis(before, theirs[..., None], -1)
-    differs = (mine != theirs) & (lead[..., 0] > allowed)
-    clear = (two[..., 1] - two[..., 0] > allowed) | differs
+    chosen = np.take_along_axis(before, np.stack([mine, theirs], axis=-1), axis=-1)
+    with np.errstate(invalid="ignore"):  # what is not finite is not clear
+        differs = (mine != theirs) & (chosen[..., 0] - chosen[..., 1] > allowed)
+        clear = (two[..., 1] - two[..., 0] > allowed) | differs
     example = ""
     if differs.any():
         place = tuple(int(index) for index in np.argwhere(differs)[0])
@@ -147,13 +148,16 @@ def _boxes(output: str, three: Three, u: float, first: int) -> Count:
     """The decisions on one batch of boxes."""
     check_layout(three[0], output)
     before, moved, after = map(read_boxes, three)
-    allowed = [_allowed(old.scores, new.scores, u) for old, new in zip(before, moved, strict=True)]
+    allowed = [
+        Rounding(_allowed(old.scores, new.scores, u), _allowed(old.corners, new.corners, u))
+        for old, new in zip(before, moved, strict=True)
+    ]
     pairs = zip(before, after, allowed, strict=True)
     return sum((match(old, new, most, first + i) for i, (old, new, most) in enumerate(pairs)), Count())
 
 
-def _allowed(scores: NDArray[np.float64], moved: NDArray[np.float64], u: float) -> float:
-    """How far rounding can move a score of one sample."""
+def _allowed(numbers: NDArray[np.float64], moved: NDArray[np.float64], u: float) -> float:
+    """How far rounding can move a number of one sample."""
     with np.errstate(all="ignore"):
-        noise = NOISE_FACTOR * np.abs(moved - scores).max()
-        return float(np.maximum(noise, ROUNDINGS * u * np.abs(scores).max()))
+        noise = NOISE_FACTOR * np.abs(moved - numbers).max()
+        return float(np.maximum(noise, ROUNDINGS * u * np.abs(numbers).max()))
