@@ -130,7 +130,7 @@ def quick_check(  # noqa: PLR0913
     tell("comparing on constants and impulses")
     tried = patterns(first, held, seed)
     kinds = [kind for found, feeds in tried if _runs_on(pair, findings, found, feeds) for kind in found]
-    given = _examine_given(pair, findings, data, tell)
+    given = _examine_given(pair, findings, data, held, tell)
     check = _conclude(pair, findings, (before.graph, after.graph), (*runs, *given), len(given))
     return replace(check, kinds=tuple(kinds), held=pair.cut)
 
@@ -167,11 +167,12 @@ def _runs_on(pair: Pair, findings: Findings, kinds: Sequence[str], feeds: Arrays
 
 
 def _examine_given(
-    pair: Pair, findings: Findings, data: Source | None, tell: Callable[[str], None]
+    pair: Pair, findings: Findings, data: Source | None, held: Arrays, tell: Callable[[str], None]
 ) -> list[Mapping[str, tuple[int, ...]]]:
     """Runs on the caller's data, after the made-up ones; the shapes of each."""
     runs: list[Mapping[str, tuple[int, ...]]] = []
-    for feeds in given_batches(data):
+    for batch in given_batches(data):
+        feeds = batch | held
         tell(f"comparing on batch {len(runs)} of the data")
         values = pair.original.session.run((*pair.compared, *pair.cut), feeds)
         examine(pair, findings, feeds, values, None)
