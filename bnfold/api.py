@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from bnfold.batches import Data
 from bnfold.calibrating import Calibration, Choice, as_calibration, calibrated
-from bnfold.checking import Check, Progress, Proof, demand, source_of
+from bnfold.checking import Progress, Proof, Where, Wishes, demand, prepare_check
 from bnfold.data_sources import DataLike
 from bnfold.decision import Decision
 from bnfold.errors import UsageError
@@ -22,11 +22,13 @@ from bnfold.frontends.onnx_fold import Settings, plan_model
 from bnfold.frontends.onnx_readers import Reader
 from bnfold.frontends.onnx_simplify import prepared
 from bnfold.history import History, Wish
+from bnfold.inputs import InputsLike
 from bnfold.leftover_forms import Form
 from bnfold.manifest import Manifest
 from bnfold.model_size import scales_of, size_of
 from bnfold.models import ModelLike, opened
 from bnfold.notes import plan_notes
+from bnfold.providers import each_provider
 from bnfold.report.model import Report
 from bnfold.runtime import require
 from bnfold.selecting import as_form, selection
@@ -172,8 +174,12 @@ def fold(
     manifest: Wish = ...,
     providers: Sequence[str] = ...,
     shapes: Mapping[str, tuple[int, ...]] | None = ...,
+    inputs: InputsLike | None = ...,
     seed: int = ...,
     data: DataLike | None = ...,
+    oracle: bool = ...,
+    metric: str | None = ...,
+    metric_output: str | None = ...,
     self_test: bool = ...,
     progress: Progress | None = ...,
 ) -> FoldResult: ...
@@ -199,8 +205,12 @@ def fold(  # noqa: PLR0913
     manifest: Wish = None,
     providers: Sequence[str] = ("cpu",),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: InputsLike | None = None,
     seed: int = 0,
     data: DataLike | None = None,
+    oracle: bool = False,
+    metric: str | None = None,
+    metric_output: str | None = None,
     self_test: bool = False,
     progress: Progress | None = None,
 ) -> FoldResult | TorchFoldResult:
@@ -228,10 +238,16 @@ def fold(  # noqa: PLR0913
         verify: Whether to check the result; without it, the metadata of the model says that it was not.
         manifest: Whether to note how `bnfold.unfold` can undo the fold: "apart" in the result alone, "embed" in the
             metadata of the model too. A model that carries a manifest goes on carrying one.
-        providers: Execution providers of onnxruntime to check on: "cpu", "cuda".
+        providers: Execution providers of onnxruntime to check on: "cpu", "cuda", or "all" that it has.
         shapes: Shapes of inputs by name, where the model leaves them open.
+        inputs: Inputs that are the same in every run (indices, sizes), by name: arrays, or paths of .npy files.
         seed: Seed of the inputs of the check.
         data: Your own data, to compare on as well: a `DataRequest` or its text, or a list of batches.
+        oracle: Whether to ask the float64 oracle about every tensor, not only about doubtful ones; one in which the
+            folded model is less accurate than the original (`bnfold.judging`) then fails.
+        metric: What both models must decide alike on `data`: "top1" (the class), "boxes" (of a YOLO) or "mask" (the
+            class of each pixel). Decisions within rounding are counted and do not fail (`bnfold.agreement`).
+        metric_output: The output that the decisions are taken from, where there are several.
         self_test: Whether the check tries itself: in every fold a weight is damaged by a thousandth, which it must see.
         progress: Told what is being done, one clause at a time.
 
@@ -241,10 +257,10 @@ def fold(  # noqa: PLR0913
         VerificationError: The folded model is not equivalent; its `report` says where.
         MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
     """
-    form = as_form(leftover)
+    form, wishes = as_form(leftover), Wishes(inputs, oracle, metric, metric_output, self_test)
     if is_module(model):
         refuse_torch((keep_overridable, simplify, readers, manifest, shapes, tuple(providers) != ("cpu",),
-                      data is not None, self_test))  # fmt: skip
+                      data is not None, wishes))  # fmt: skip
         graph = (as_graph, static_shapes, reduce, merge, form)
         check_wishes(graph, inplace=inplace, calibrates=calibrate is not None)
         wanted, proof = selection(only, keep), Proof(verify, seed, progress)
@@ -254,13 +270,13 @@ def fold(  # noqa: PLR0913
             proof = replace(proof, recalibration=moved)
         return fold_torch(model, example_inputs, wanted, graph, proof, inplace=inplace)
     refuse_onnx(example_inputs is not None, as_graph, static_shapes, inplace)
-    for provider in providers if verify else ():
+    for provider in each_provider(providers) if verify else ():
         require(provider)
     given, name = opened(cast("ModelLike", model))
-    if (data is not None or self_test) and not verify:
-        what = f"{'data' if data is not None else 'self_test'} is for the check, which is left out"
+    if (data is not None or wishes) and not verify:
+        what = f"{'data' if data is not None else wishes.first} is for the check, which is left out"
         raise UsageError(what, where=name, remedy="leave out one of the two")
-    source = source_of(data, given)
+    check = prepare_check(given, Where(providers if verify else (), shapes, seed), data, wishes, progress)
     recalibration = None
     if calibrate is not None:
         choice = Choice(only, keep, progress=progress)
@@ -280,7 +296,6 @@ def fold(  # noqa: PLR0913
     sizes = size_of(original), size_of(folded)
     report = Report(name, planned.decisions, *sizes, None, notes, scales_of(planned.parts), recalibration)
     if verify:
-        check = Check(providers, shapes, seed, source, progress, self_test)
         checked = Verification(check.local(original, planned, spans), check.quick(given, folded))
         report = replace(report, verification=checked)
         demand(report)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from bnfold.data import fill_shapes, read_inputs, synthesise
 from bnfold.errors import BnfoldError, ProviderError, UsageError
 from bnfold.frontends.onnx_files import in_memory, load
+from bnfold.providers import each_provider
 from bnfold.report.bench_report import BenchReport, Measured
 from bnfold.runtime import open_session, require
 from bnfold.stopwatch import duel
@@ -64,6 +65,7 @@ def benchmark(  # noqa: PLR0913
     """
     if rounds < 1 or threads < 0:
         raise UsageError("there is at least one round, and not less than no threads", where="benchmark")
+    providers = each_provider(providers)
     for provider in providers:
         require(provider)
     models = [in_memory(model if isinstance(model, ir.Model) else load(model)) for model in (before, after)]

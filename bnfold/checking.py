@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
 from bnfold.constantcheck import constant_check
 from bnfold.data import read_inputs
 from bnfold.data_sources import DataLike, Source, as_source
-from bnfold.errors import BnfoldError, MachineError, VerificationError
+from bnfold.errors import BnfoldError, MachineError, UsageError, VerificationError
 from bnfold.frontends.onnx_files import in_memory
 from bnfold.frontends.onnx_fold import ModelPlan
 from bnfold.frontends.onnx_regions import Cutter
+from bnfold.inputs import InputsLike, fixed_inputs
 from bnfold.localcheck import LocalCheck, local_check
+from bnfold.metrics import Metric, choose_metric, measure
 from bnfold.oracle import settle
+from bnfold.providers import each_provider
 from bnfold.quickcheck import QuickCheck, quick_check
 from bnfold.report.model import Report
 from bnfold.report.recalibration_report import RecalibrationReport
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
 
 Progress: TypeAlias = Callable[[str], None]
 Spans: TypeAlias = Mapping[int, tuple[int, int]]
@@ -50,8 +58,42 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """What is asked of the check besides, as `bnfold.fold` documents it."""
+
+    inputs: InputsLike | None = None
+    oracle: bool = False
+    metric: str | None = None
+    metric_output: str | None = None
+    self_test: bool = False
+
+    @property
+    def first(self) -> str:
+        """The first thing that is asked, by its name; empty if nothing is."""
+        names = ("inputs", "oracle", "metric", "metric_output", "self_test")
+        return next((name for name in names if getattr(self, name)), "")
+
+    def __bool__(self) -> bool:
+        """Whether anything is."""
+        return self.first != ""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where to check: providers, shapes of inputs by name, and the seed of what is drawn."""
+
+    providers: Sequence[str]
+    shapes: Mapping[str, tuple[int, ...]] | None
+    seed: int
+
+
+@dataclass(frozen=True)
 class Check:
-    """How to verify: providers, shapes of inputs, seed, the caller's data, whom to tell, whether to try the test."""
+    """How to verify: providers, shapes of inputs, seed, the caller's data, whom to tell; and what is asked besides.
+
+    `fixed` are the inputs that are the same in every run, `oracle` tells whether float64 is asked about everything,
+    `tries` whether the local test tries itself.
+    """
 
     providers: Sequence[str]
     shapes: Mapping[str, tuple[int, ...]] | None
@@ -59,10 +101,14 @@ class Check:
     data: Source | None
     progress: Progress | None
     tries: bool = False
+    fixed: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    oracle: bool = False
+    metric: Metric | None = None
 
     def local(self, original: ir.Model, planned: ModelPlan, spans: Sequence[Spans]) -> tuple[LocalCheck, ...]:
         """Every region of the folds by itself."""
-        shapes, seed, tell = self.shapes, self.seed, self.progress
+        shapes = dict(self.shapes or {}) | {name: value.shape for name, value in self.fixed.items()}
+        seed, tell = self.seed, self.progress
         checks = list(constant_check(planned.called or original, planned.evaluated))
         if any(made.regions for _, made in planned.parts):
             old, new = Cutter(planned.prepared or original), Cutter(planned.model)
@@ -74,19 +120,63 @@ class Check:
     def quick(self, before: ir.Model, after: ir.Model) -> tuple[QuickCheck, ...]:
         """Both models end to end."""
         old, new = in_memory(before), in_memory(after)
-        shapes, seed, data, tell = self.shapes, self.seed, self.data, self.progress
-        runs = [
-            quick_check(old, new, provider=p, shapes=shapes, seed=seed, data=data, progress=tell)
-            for p in self.providers
-        ]
-        return tuple(
-            settle(r, old, new, seed=seed, data=data, progress=tell) if r.failed and r.runs else r for r in runs
+        return tuple(self._on(provider, old, new) for provider in self.providers)
+
+    def _on(self, provider: str, old: onnx.ModelProto, new: onnx.ModelProto) -> QuickCheck:
+        """On one provider: compared, judged by the oracle if asked or in doubt, then the decisions counted."""
+        seed, data, fixed, tell = self.seed, self.data, self.fixed, self.progress
+        check = quick_check(
+            old, new, provider=provider, shapes=self.shapes, seed=seed, data=data, fixed=fixed, progress=tell
+        )
+        if not check.runs:
+            return check
+        if check.failed or self.oracle:
+            check = settle(check, old, new, seed=seed, data=data, fixed=fixed, everything=self.oracle, progress=tell)
+        if self.metric is None or data is None:
+            return check
+        found = measure(self.metric, old, new, provider=provider, data=data, fixed=fixed, progress=tell)
+        first = check.first_divergence or (found.output if found.failed else None)
+        return replace(
+            check,
+            agreement=found,
+            failed=check.failed or found.failed,
+            proves=check.proves and found.proves,
+            first_divergence=first,
         )
 
 
-def source_of(data: DataLike | None, model: ir.Model) -> Source | None:
-    """The caller's data for this model."""
-    return None if data is None else as_source(data, read_inputs(in_memory(model)))
+def prepare_check(
+    model: ir.Model, where: Where, data: DataLike | None, wishes: Wishes, progress: Progress | None
+) -> Check:
+    """The check of what becomes of `model`, with all that can be refused at once refused.
+
+    Raises:
+        UsageError: A wish contradicts the model, or a metric is asked for without data.
+        DataError: Data or inputs do not fit the model.
+        MissingPackageError, ProviderError: onnxruntime or a provider is not there.
+    """
+    named = each_provider(where.providers)
+    if wishes.metric is None and wishes.metric_output is not None:
+        raise UsageError("an output for decisions, and no decision is asked for", remedy="give --metric as well")
+    if wishes.metric is not None and data is None:
+        what = f"--metric {wishes.metric} counts decisions on your data, and there is none"
+        raise UsageError(what, remedy="give --verify-data as well")
+    fixed: Mapping[str, NDArray[np.generic]] = {}
+    metric = None
+    if wishes.inputs or wishes.metric is not None:
+        proto = in_memory(model)
+        fixed = fixed_inputs(wishes.inputs, read_inputs(proto)) if wishes.inputs else {}
+        metric = choose_metric(wishes.metric, wishes.metric_output, proto) if wishes.metric is not None else None
+    source = source_of(data, model, fixed)
+    seed, shapes, tries = where.seed, where.shapes, wishes.self_test
+    return Check(named, shapes, seed, source, progress, tries, fixed, wishes.oracle, metric)
+
+
+def source_of(data: DataLike | None, model: ir.Model, fixed: Collection[str] = ()) -> Source | None:
+    """The caller's data for this model, without the inputs that are fixed."""
+    if data is None:
+        return None
+    return as_source(data, [spec for spec in read_inputs(in_memory(model)) if spec.name not in fixed])
 
 
 def demand(report: Report, kind: str = "model", remedy: str = BY_FLAGS) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bnfold.cli_checks import Asked, asking
 from bnfold.cli_data import data_options
 from bnfold.cli_options import (
     DONE,
@@ -52,6 +53,7 @@ _CALIBRATE = {"calibrate": ("--calibrate", "Recalibrate first, on these samples,
 )
 @manifest_option
 @checking
+@asking
 @data_options(_CALIBRATE | VERIFY_DATA, seed=False)
 @recalibrating("calibrate", "--calibrate")
 @report_option
@@ -76,6 +78,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     providers: tuple[str, ...],
     shapes: dict[str, tuple[int, ...]],
     seed: int,
+    asked: Asked,
     calibrate: DataRequest | None,
     data: DataRequest | None,
     how: How,
@@ -135,6 +138,7 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
                     data=data,
                     self_test=self_test,
                     progress=tell,
+                    **asked,
                 )
                 report, write = _with(result.report, moved), partial(_write_onnx, result, output, manifest)
     except BnfoldError as error:

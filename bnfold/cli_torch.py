@@ -25,6 +25,10 @@ _ONNX_ONLY = {
     "providers": "--provider",
     "data": "--verify-data",
     "self_test": "--self-test",
+    "inputs": "--input",
+    "oracle": "--oracle",
+    "metric": "--metric",
+    "metric_output": "--metric-output",
 }
 _GRAPH_ONLY = {"reduce": "--reduce", "no_merge": "--no-merge", "leftover": "--leftover"}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bnfold.cli_checks import Asked, asking
 from bnfold.cli_data import data_options
 from bnfold.cli_options import DONE, EPILOG, NOT_DONE, checking, opening, showing
 from bnfold.cli_report import Reports, printed, report_option
@@ -23,6 +24,7 @@ VERIFY_DATA = {"data": ("--verify-data", "Your own data, to compare on as well")
 @click.argument("after")
 @opening
 @checking
+@asking
 @data_options(VERIFY_DATA, seed=False)
 @click.option(
     "--reproduce",
@@ -40,6 +42,7 @@ def verify_command(  # noqa: PLR0913
     providers: tuple[str, ...],
     shapes: dict[str, tuple[int, ...]],
     seed: int,
+    asked: Asked,
     data: DataRequest | None,
     reproduce: str | None,
     reports: Reports,
@@ -77,14 +80,18 @@ def verify_command(  # noqa: PLR0913
                 progress=tell,
             )
         else:
-            found = api.verify(before, after, providers=providers, shapes=shapes, seed=seed, data=data, progress=tell)
+            found = api.verify(
+                before, after, providers=providers, shapes=shapes, seed=seed, data=data, progress=tell, **asked
+            )
     if as_json:
         click.echo(verification_json(Path(before).name, Path(after).name, found), nl=False)
     else:
         terminal.show_verification(console, found)
     reports.of_verification(found, before, after)
     if reproduce is not None and found.failed:
-        operators = reproduction.reproduce(before, after, found, reproduce, seed=seed, data=data)
+        operators = reproduction.reproduce(
+            before, after, found, reproduce, seed=seed, data=data, inputs=asked["inputs"]
+        )
         terminal.say(f"{reproduce}: {wording.listed(operators)} of both models, which differ, and their inputs")
     if not found.passed and not found.failed:
         raise MachineError(f"nothing is proven: {found.doubt}", where=printed(after))

@@ -22,10 +22,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bnfold.slices import (
+    absolute_difference,
+    kinds_of,
+    magnitudes,
+    relative_errors,
+    slice_axes,
+    slice_maxima,
+    typical_scale,
+    where_in_slice,
+    where_largest,
+    widened,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+    from bnfold.judging import Errors
 
 #: Unit round-off `u` of every floating-point type that is compared with a tolerance.
 UNIT_ROUNDOFF: Mapping[str, float] = {
@@ -66,6 +81,7 @@ class TensorComparison:
         passed: Compared, and the error is within the tolerance.
         ill_conditioned: Rounding alone moves the original further than can be granted: a failure here is in doubt.
         note: What a reader must know; empty when the numbers say it all.
+        oracle: Both models' errors against float64; None where that was not asked, or cannot be believed.
     """
 
     name: str
@@ -80,6 +96,7 @@ class TensorComparison:
     passed: bool = False
     ill_conditioned: bool = False
     note: str = ""
+    oracle: Errors | None = None
 
     @property
     def failed(self) -> bool:
@@ -94,17 +111,28 @@ class Noise:
     movements: tuple[NDArray[np.float64], ...]
 
 
-def slice_axes(rank: int) -> tuple[int | None, ...]:
-    """The axes to cut: all but the batch; a tensor of rank 0 or 1 is one slice (None)."""
-    return tuple(range(1, rank)) if rank > 1 else (None,)
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """How large a tensor of this shape usually is: per axis of `slice_axes(rank)`, the scale of each slice."""
+
+    shape: tuple[int, ...]
+    slices: tuple[NDArray[np.float64], ...]
 
 
 def measure_noise(before: NDArray[np.generic], perturbed: NDArray[np.generic]) -> Noise | None:
     """The noise of `before`, from the same tensor after its input moved by a few roundings; None if incomparable."""
     if before.shape != perturbed.shape or before.dtype.name not in UNIT_ROUNDOFF or before.size == 0:
         return None
-    moved = _difference(before, perturbed)
-    return Noise(tuple(_slice_maxima(moved, axis) for axis in slice_axes(before.ndim)))
+    moved = absolute_difference(before, perturbed)
+    return Noise(tuple(slice_maxima(moved, axis) for axis in slice_axes(before.ndim)))
+
+
+def measure_scales(values: NDArray[np.generic]) -> Scales | None:
+    """The scales of a tensor; None where it has none."""
+    if values.dtype.name not in UNIT_ROUNDOFF or values.size == 0:
+        return None
+    sizes = magnitudes(values)
+    return Scales(values.shape, tuple(slice_maxima(sizes, axis) for axis in slice_axes(values.ndim)))
 
 
 def movement(before: NDArray[np.generic], other: NDArray[np.generic]) -> float:
@@ -118,13 +146,13 @@ def movement(before: NDArray[np.generic], other: NDArray[np.generic]) -> float:
         return 0.0
     if before.dtype.name not in UNIT_ROUNDOFF:
         return float(np.mean(before != other))
-    if (_kinds(_wide(before)) != _kinds(_wide(other))).any():
+    if (kinds_of(widened(before)) != kinds_of(widened(other))).any():
         return float("inf")
-    difference, magnitude = _difference(before, other), _magnitude(before)
+    difference, magnitude = absolute_difference(before, other), magnitudes(before)
     ratios = []
     for axis in slice_axes(before.ndim):
-        own = _slice_maxima(magnitude, axis)
-        ratios.append(_ratios(_slice_maxima(difference, axis), np.maximum(own, _typical(own))).max())
+        own = slice_maxima(magnitude, axis)
+        ratios.append(relative_errors(slice_maxima(difference, axis), np.maximum(own, typical_scale(own))).max())
     return float(max(ratios))
 
 
@@ -136,6 +164,7 @@ def compare(  # noqa: PLR0913
     tolerance: float | None = None,
     accuracy: str | None = None,
     noise: Noise | None = None,
+    usual: Scales | None = None,
 ) -> TensorComparison:
     """Compare one tensor before and after.
 
@@ -146,6 +175,7 @@ def compare(  # noqa: PLR0913
         tolerance: Largest relative error of a slice; by default `TOLERANCE` of `accuracy`.
         accuracy: The coarsest floating-point type on the way to the tensor; by default its own type.
         noise: The reference's measured noise (`measure_noise`).
+        usual: Scales that the reference has on ordinary inputs, below which none is taken.
 
     Returns:
         The comparison; a difference of shape or type is a failure with a note, never an exception.
@@ -162,7 +192,7 @@ def compare(  # noqa: PLR0913
         return _compare_exactly(blank, before, after)
     accuracy = accuracy or kind
     blank = replace(blank, tolerance=TOLERANCE[accuracy] if tolerance is None else tolerance)
-    return _compare_floats(blank, before, after, UNIT_ROUNDOFF[accuracy], noise)
+    return _compare_floats(blank, before, after, u=UNIT_ROUNDOFF[accuracy], noise=noise, usual=usual)
 
 
 def _compare_exactly(
@@ -173,44 +203,55 @@ def _compare_exactly(
     share = float(np.mean(differs))
     if share == 0.0:
         return replace(blank, error=0.0, passed=True)
-    return replace(blank, error=share, index=_where_largest(differs), note=f"{int(differs.sum())} elements differ")
+    return replace(blank, error=share, index=where_largest(differs), note=f"{int(differs.sum())} elements differ")
 
 
-def _compare_floats(
-    blank: TensorComparison, before: NDArray[np.generic], after: NDArray[np.generic], u: float, noise: Noise | None
+def _compare_floats(  # noqa: PLR0913
+    blank: TensorComparison,
+    before: NDArray[np.generic],
+    after: NDArray[np.generic],
+    *,
+    u: float,
+    noise: Noise | None,
+    usual: Scales | None,
 ) -> TensorComparison:
     """NaN and infinities stand at the same places; everything else is close, slice by slice."""
-    wide_before, wide_after = _wide(before), _wide(after)
-    kinds_differ = _kinds(wide_before) != _kinds(wide_after)
+    wide_before, wide_after = widened(before), widened(after)
+    kinds_differ = kinds_of(wide_before) != kinds_of(wide_after)
     if kinds_differ.any():
-        place = _where_largest(kinds_differ)
+        place = where_largest(kinds_differ)
         note = f"{wide_after[place]} where the original has {wide_before[place]}"
         return replace(blank, index=place, note=note)
-    sizes = _difference(before, after), _magnitude(before)
-    results = [
-        _worst_slice(blank, sizes, axis, u, None if noise is None else noise.movements[place])
-        for place, axis in enumerate(slice_axes(before.ndim))
-    ]
+    difference, magnitude = absolute_difference(before, after), magnitudes(before)
+    usual = usual if usual is not None and usual.shape == before.shape else None
+    results = []
+    for cut, axis in enumerate(slice_axes(before.ndim)):
+        own = slice_maxima(magnitude, axis)
+        own = own if usual is None else np.maximum(own, usual.slices[cut])
+        moved = None if noise is None else noise.movements[cut]
+        results.append(_worst_slice(blank, difference, own, axis, u=u, moved=moved))
     worst = max(results, key=lambda result: (result.failed, result.error))
     return replace(worst, ill_conditioned=any(result.ill_conditioned for result in results))
 
 
-def _worst_slice(
+def _worst_slice(  # noqa: PLR0913
     blank: TensorComparison,
-    sizes: tuple[NDArray[np.floating], NDArray[np.floating]],
+    difference: NDArray[np.floating],
+    own: NDArray[np.float64],
     axis: int | None,
+    *,
     u: float,
     moved: NDArray[np.float64] | None,
 ) -> TensorComparison:
-    """The slice of `axis` with the largest error relative to its scale; `sizes` are |difference| and |before|."""
-    errors, own = _slice_maxima(sizes[0], axis), _slice_maxima(sizes[1], axis)
-    typical = _typical(own)
+    """The slice of `axis` with the largest error relative to its scale, of which `own` has one for each slice."""
+    errors = slice_maxima(difference, axis)
+    typical = typical_scale(own)
     moved = np.zeros_like(own) if moved is None else moved
     usual = float(np.median(moved[own > 0])) if typical > 0 else 0.0
     common = max(NOISE_ROUNDINGS * u * typical, usual)
     floor = np.minimum(np.maximum(moved, common) / blank.tolerance, typical) if blank.tolerance > 0 else 0.0 * own
     scales = np.maximum(own, floor)
-    ratios = _ratios(errors, scales)
+    ratios = relative_errors(errors, scales)
     worst = int(np.argmax(ratios))
     granted, limit = _grant(blank.tolerance, NOISE_FACTOR * usual / typical if typical > 0 else 0.0)
     return replace(
@@ -219,7 +260,7 @@ def _worst_slice(
         scale=float(scales[worst]),
         tolerance=granted,
         axis=axis,
-        index=_where_in_slice(sizes[0], axis, worst) if ratios[worst] > 0 else (),
+        index=where_in_slice(difference, axis, worst) if ratios[worst] > 0 else (),
         passed=bool(ratios[worst] <= granted),
         ill_conditioned=NOISE_FACTOR * usual > limit * typical,
         note="" if granted == blank.tolerance else f"rounding alone moves it by {usual / typical:.1e} of its scale",
@@ -230,57 +271,3 @@ def _grant(tolerance: float, wanted: float) -> tuple[float, float]:
     """The tolerance raised to what the noise asks for, and the limit of that."""
     limit = max(tolerance, min(MOST_TOLERANCES * tolerance, MOST))
     return max(tolerance, min(wanted, limit)), limit
-
-
-def _typical(own: NDArray[np.float64]) -> float:
-    """The median scale of the slices that are not zero; 0 when all are."""
-    return float(np.median(own[own > 0])) if (own > 0).any() else 0.0
-
-
-def _ratios(errors: NDArray[np.float64], scales: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Errors over scales. A slice of zeros in a tensor of zeros has no scale: any error there is infinitely large."""
-    return np.divide(errors, scales, out=np.where(errors > 0, np.inf, 0.0), where=scales > 0)
-
-
-def _slice_maxima(values: NDArray[np.floating], axis: int | None) -> NDArray[np.float64]:
-    """The largest value of every slice of `axis`, shape (size of the axis,), or (1,) for the whole tensor."""
-    others = tuple(other for other in range(values.ndim) if other != axis)
-    largest = np.max(values, axis=None if axis is None else others)
-    return np.atleast_1d(np.asarray(largest, dtype=np.float64))
-
-
-def _where_in_slice(values: NDArray[np.floating], axis: int | None, index: int) -> tuple[int, ...]:
-    """The place of the largest value of one slice, in the whole tensor."""
-    if axis is None:
-        return _where_largest(values)
-    place = _where_largest(np.take(values, index, axis=axis))
-    return (*place[:axis], index, *place[axis:])
-
-
-def _where_largest(values: NDArray[np.generic]) -> tuple[int, ...]:
-    return tuple(int(place) for place in np.unravel_index(int(np.argmax(values)), values.shape))
-
-
-def _wide(values: NDArray[np.generic]) -> NDArray[np.floating]:
-    """Half precisions widened to float32, so that a difference of two of them is exact."""
-    return values.astype(np.float64 if values.dtype.name == "float64" else np.float32, copy=False)
-
-
-def _difference(before: NDArray[np.generic], after: NDArray[np.generic]) -> NDArray[np.floating]:
-    """`|after - before|` where both are finite, else 0: the kinds are judged apart. May overflow to infinity."""
-    wide_before, wide_after = _wide(before), _wide(after)
-    with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.abs(wide_after - wide_before)
-    return np.where(np.isfinite(wide_before) & np.isfinite(wide_after), difference, 0)
-
-
-def _magnitude(values: NDArray[np.generic]) -> NDArray[np.floating]:
-    """`|values|` where finite, else 0."""
-    wide = _wide(values)
-    return np.where(np.isfinite(wide), np.abs(wide), 0)
-
-
-def _kinds(values: NDArray[np.floating]) -> NDArray[np.int8]:
-    """0 finite, 1 NaN, 2 plus infinity, 3 minus infinity."""
-    kinds = np.isnan(values) * 1 + np.isposinf(values) * 2 + np.isneginf(values) * 3
-    return np.asarray(kinds, dtype=np.int8)

@@ -11,6 +11,7 @@ from bnfold.comparison import UNIT_ROUNDOFF
 from bnfold.data import synthesise
 from bnfold.dataflow import FLOATS
 from bnfold.errors import InternalError
+from bnfold.patterns import patterns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,22 +39,38 @@ def describe_given(data: Source, runs: Sequence[Mapping[str, tuple[int, ...]]]) 
     return f"The {last} on the caller's data: the first {batches} of {data.describe()}."
 
 
-def feeds_again(
+def feeds_again(  # noqa: PLR0913
     inputs: Sequence[InputSpec],
     runs: Sequence[Mapping[str, tuple[int, ...]]],
     *,
     seed: int,
     given: int,
     data: Source | None,
+    kinds: Sequence[str] = (),
+    fixed: Mapping[str, NDArray[np.generic]] | None = None,
 ) -> Iterator[Arrays]:
-    """The inputs of the runs of a check once more, of which the last `given` were on `data`."""
-    made_up = len(runs) - given
+    """The inputs of a check once more: of its runs, of which the last `given` were on `data`; then of its patterns.
+
+    Args:
+        inputs: What the model takes.
+        runs: Shapes of the inputs of every run.
+        seed: The seed of the check.
+        given: How many of the runs were on the caller's data.
+        data: The caller's data.
+        kinds: Names of the patterns that were run, in the shapes of the first run.
+        fixed: The inputs that the caller fixed.
+    """
+    made_up, held = len(runs) - given, dict(fixed or {})
+    first: Arrays = {}
     for i, shapes in enumerate(runs[:made_up]):
-        yield synthesise(inputs, seed=seed + 2 * i, batch=1, overrides=shapes)
+        feeds = synthesise(inputs, seed=seed + 2 * i, batch=1, overrides=shapes) | held
+        first = first or feeds
+        yield feeds
     again = list(islice(given_batches(data), given)) if given else []
     if len(again) != given:
         raise InternalError(f"{given} runs were on the caller's data, and {len(again)} batches of it are there")
-    yield from again
+    yield from (batch | held for batch in again)
+    yield from (feeds for found, feeds in patterns(first, held, seed) if set(found) <= set(kinds))
 
 
 def perturb(feeds: Arrays, accuracy: str) -> Arrays:

@@ -1,72 +1,36 @@
-"""The float64 oracle, asked when rounding alone could explain a difference: is the folded model less accurate?
+"""The float64 oracle, asked in doubt or about everything: is the folded model less accurate than the original?
 
 A tensor passes if in every channel `error(folded) <= 4*error(original) + 64*u*scale`, both against the original in
-float64. The oracle is believed only where it agrees with the original about as well as the arithmetic allows; where it
-does not (a chaotic network, or a fault of the oracle) the tensor proves nothing, and is no failure of the fold either.
+float64 (`bnfold.judging`). The oracle is believed only where it agrees with the original about as well as the
+arithmetic allows; where it does not (a chaotic network, or a fault of the oracle) there is no oracle for that tensor:
+a difference in it proves nothing, and is no failure of the fold either.
 The original's error is the largest of several runs: as it is, and with inputs or weights off by one rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from bnfold.affine import Float64Array
 from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF, TensorComparison
 from bnfold.data import read_inputs
 from bnfold.data_sources import Source
+from bnfold.dataflow import descendants
 from bnfold.errors import BnfoldError
 from bnfold.feeds import feeds_again
 from bnfold.frontends.onnx_float64 import in_float64
 from bnfold.frontends.onnx_kernels_run import evaluate
+from bnfold.judging import Errors, channel_scales, judge, worse
 from bnfold.quickcheck import QuickCheck
 from bnfold.runtime import exposing, open_session
 
-#: The folded model may err this many times as much as the original.
-ERROR_FACTOR = 4.0
-
-#: To which this many roundings of the channel's scale are added.
-ERROR_ROUNDINGS = 64.0
-
 #: The oracle is not believed where the original differs from it by more than this many tolerances.
 _BELIEVED = 16.0
-
-
-@dataclass(frozen=True)
-class Errors:
-    """How far two results are from the truth.
-
-    Attributes:
-        folded: The largest error of the folded model in units of what the rule allows; at most 1 passes.
-        original: The largest error of the original, relative to the tensor's scale.
-        believed: Whether the oracle and the original agree well enough to judge by.
-    """
-
-    folded: float
-    original: float
-    believed: bool = True
-
-
-def judge(truth: Float64Array, original: npt.NDArray[Any], folded: npt.NDArray[Any], roundoff: float) -> Errors:
-    """Both errors of one tensor, channel by channel (axis 1; one channel for fewer axes).
-
-    A channel in which the original happened to be exact is granted the median channel's error. A tensor that is zero
-    throughout has no scale of its own, because all that it was computed from cancelled: its scale counts as 1, which is
-    the size of what a BatchNorm puts out.
-    """
-    axes = tuple(axis for axis in range(truth.ndim) if axis != 1)
-    scale, was, now = (np.abs(a).max(axis=axes, initial=0.0) for a in (truth, original - truth, folded - truth))
-    scale = scale if scale.any() else np.ones_like(scale)
-    allowed = ERROR_FACTOR * np.maximum(was, np.median(was)) + ERROR_ROUNDINGS * roundoff * scale
-    with np.errstate(all="ignore"):
-        ratio = np.where(now == 0, 0.0, now / allowed)
-        error = float(np.max(was)) / float(np.max(scale))
-    return Errors(float(np.nan_to_num(np.max(ratio), nan=np.inf)), error if np.isfinite(error) else np.inf)
 
 
 def settle(  # noqa: PLR0913
@@ -76,27 +40,34 @@ def settle(  # noqa: PLR0913
     *,
     seed: int,
     data: Source | None = None,
+    fixed: Mapping[str, npt.NDArray[Any]] | None = None,
+    everything: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> QuickCheck:
-    """`check` with every doubtful difference judged by the oracle; as it was when there is no oracle to believe."""
-    doubtful = [c.name for c in (*check.comparisons, *check.inner) if c.failed]
+    """`check` with every doubtful difference judged by the oracle; as it was when there is no oracle to believe.
+
+    Args:
+        check: What was found on the inputs that follow.
+        before: The original with its weights loaded.
+        after: The folded model, likewise.
+        seed: As for the check, and so are the next two.
+        data: The caller's data.
+        fixed: The inputs that the caller fixed.
+        everything: Whether tensors that agree are asked about as well; one that is less accurate than the rule allows
+            then fails, too.
+        progress: Told what is being done.
+    """
+    names = _asked(check, before, everything=everything)
     if progress is not None:
-        progress(f"asking the float64 oracle about {len(doubtful)} tensors")
+        progress(f"asking the float64 oracle about {len(names)} tensors")
     try:
-        judged = _judge_all(check, before, after, doubtful, seed=seed, data=data)
+        judged = _judge_all(check, before, after, names, seed=seed, data=data, fixed=fixed or {})
     except BnfoldError as error:
-        return replace(check, notes=(*check.notes, f"There is no oracle for the differences: {error}."))
+        what = "the differences" if check.failed else "these models"
+        return replace(check, notes=(*check.notes, f"There is no oracle for {what}: {error}."))
     outputs, inner = ([_settled(c, judged) for c in group] for group in (check.comparisons, check.inner))
-    failed = {c.name for c in (*outputs, *inner) if c.failed}
-    first = check.first_divergence if check.first_divergence in failed else next(iter(sorted(failed)), None)
-    rounding = sum(verdict.believed and verdict.folded <= 1 for verdict in judged.values())
-    notes = [f"{rounding} of {len(doubtful)} differences are rounding, by the float64 oracle."]
-    unknown = [name for name, verdict in judged.items() if not verdict.believed]
-    if unknown:
-        off = max(judged[name].original for name in unknown)
-        notes.append(
-            f"Rounding alone moves the original by {off:.2g} of the scale: {len(unknown)} tensors prove nothing."
-        )
+    failed = [c.name for c in (*inner, *outputs) if c.failed]
+    first = check.first_divergence if check.first_divergence in failed else next(iter(failed), None)
     return replace(
         check,
         comparisons=tuple(outputs),
@@ -104,8 +75,36 @@ def settle(  # noqa: PLR0913
         first_divergence=first,
         failed=bool(failed),
         proves=check.proves and (not outputs or any(c.compared for c in outputs)),
-        notes=(*check.notes, *notes),
+        notes=(*check.notes, *_notes(check, judged, everything=everything)),
     )
+
+
+def _asked(check: QuickCheck, before: onnx.ModelProto, *, everything: bool) -> list[str]:
+    """Doubtful tensors, or all floating-point ones that follow no decision, which float64 may take otherwise."""
+    entries = (*check.inner, *check.comparisons)
+    if not everything:
+        return [entry.name for entry in entries if entry.failed]
+    after_decision = descendants(before.graph, set(check.held))
+    return [
+        entry.name
+        for entry in entries
+        if entry.failed or (entry.compared and entry.dtype in UNIT_ROUNDOFF and entry.name not in after_decision)
+    ]
+
+
+def _notes(check: QuickCheck, judged: Mapping[str, Errors], *, everything: bool) -> Iterator[str]:
+    """What a reader must know about the verdicts."""
+    doubtful = [entry.name for entry in (*check.comparisons, *check.inner) if entry.failed]
+    if doubtful:
+        rounding = sum(judged[name].believed and judged[name].ratio <= 1 for name in doubtful)
+        yield f"{rounding} of {len(doubtful)} differences are rounding, by the float64 oracle."
+    unknown = [name for name in doubtful if not judged[name].believed]
+    if unknown:
+        off = max(judged[name].original for name in unknown)
+        yield f"Rounding alone moves the original by {off:.2g} of the scale: {len(unknown)} tensors prove nothing."
+    believed = sum(verdict.believed for verdict in judged.values())
+    if everything and believed < len(judged):
+        yield f"The float64 oracle is believed for {believed} of {len(judged)} tensors."
 
 
 def _judge_all(  # noqa: PLR0913
@@ -116,23 +115,31 @@ def _judge_all(  # noqa: PLR0913
     *,
     seed: int,
     data: Source | None,
+    fixed: Mapping[str, npt.NDArray[Any]],
 ) -> Mapping[str, Errors]:
     """The worst verdict on each tensor over all runs of the check."""
     specs, wide = read_inputs(before), in_float64(before)
     models = (before, after, *(_rounded_again(before, seed) for seed in range(2)))
     original, folding, *others = (open_session(exposing(model, names), check.provider) for model in models)
     worst: dict[str, Errors] = {}
-    for feeds in feeds_again(specs, check.runs, seed=seed, given=check.given, data=data):
+    usual: dict[str, npt.NDArray[np.float64]] = {}
+    runs = feeds_again(specs, check.runs, seed=seed, given=check.given, data=data, kinds=check.kinds, fixed=fixed)
+    for place, feeds in enumerate(runs):
         truth = evaluate(wide, feeds, names)
+        usual = usual or {name: channel_scales(truth[name]) for name in names}
+        is_pattern = place >= len(check.runs)
         folded = folding.run(names, feeds)
         originals = [original.run(names, nudged) for nudged in (feeds, *_nudged(feeds))]
         originals += [other.run(names, feeds) for other in others]
         for name in names:
+            if is_pattern and not np.isfinite(truth[name]).all():
+                continue  # as in `bnfold.examining`
             accuracy = str(folded[name].dtype)
             error = np.max([np.abs(result[name] - truth[name]) for result in originals], axis=0)
-            verdict = judge(truth[name], truth[name] + error, folded[name], UNIT_ROUNDOFF[accuracy])
+            floor = usual[name] if is_pattern else None
+            verdict = judge(truth[name], truth[name] + error, folded[name], UNIT_ROUNDOFF[accuracy], floor)
             verdict = replace(verdict, believed=verdict.original <= _BELIEVED * TOLERANCE[accuracy])
-            worst[name] = max(worst.get(name, verdict), verdict, key=lambda v: (not v.believed, v.folded))
+            worst[name] = worse(worst.get(name, verdict), verdict)
     return worst
 
 
@@ -173,10 +180,14 @@ def _rounded_again(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
 
 def _settled(comparison: TensorComparison, judged: Mapping[str, Errors]) -> TensorComparison:
     verdict = judged.get(comparison.name)
-    if verdict is None or (verdict.believed and not verdict.folded <= 1):
+    if verdict is None:
         return comparison
     if not verdict.believed:
         note = f"the original itself is off by {verdict.original:.2g} of its scale, so that this proves nothing"
-        return replace(comparison, compared=False, note=note)
-    note = f"rounding: {verdict.folded:.2g} of what the float64 oracle allows"
-    return replace(comparison, passed=True, note=note)
+        return replace(comparison, compared=False, note=note) if comparison.failed else comparison
+    known = replace(comparison, oracle=verdict)
+    if verdict.ratio <= 1:
+        note = f"rounding: {verdict.ratio:.2g} of what the float64 oracle allows"
+        return replace(known, passed=True, note=note) if comparison.failed else known
+    note = f"less accurate than the original: {verdict.ratio:.2g} times what the float64 oracle allows"
+    return known if comparison.failed else replace(known, passed=False, note=note)

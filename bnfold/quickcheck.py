@@ -7,34 +7,31 @@ decision's own outcome is left out. `before(x, d(x))` against `after(x, d(x))`, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF, TensorComparison, compare, measure_noise, movement
 from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs, size_choices, synthesise
 from bnfold.dataflow import FLOATS, computed_alike, descendants, last_before
 from bnfold.errors import ProviderError
-from bnfold.feeds import describe_given, given_batches, perturb
+from bnfold.examining import Findings, coarsest, examine, examine_pattern
+from bnfold.feeds import describe_given, given_batches
 from bnfold.interfaces import compare_interfaces, failure
+from bnfold.patterns import patterns
 from bnfold.probing import Pair, pair_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import numpy as np
     import onnx
     from numpy.typing import NDArray
 
+    from bnfold.agreement import Agreement
+    from bnfold.comparison import TensorComparison
     from bnfold.data_sources import Source
 
     Arrays = dict[str, NDArray[np.generic]]
-
-#: An output that moves by less than this part of its scale when the input is another one proves nothing.
-ALIVE = 1e-2
-#: The original's own repetition must agree ten times better than the tolerance, or the tensor counts as random.
-REPEATABLE = 0.1
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,15 @@ class QuickCheck:
         comparisons: The models' outputs, the worst run of each.
         inner: Surviving inner tensors of equal name, the worst run of each, in topological order.
         notes: What was left out, and why; full sentences.
-        runs: Shapes of the inputs of every run.
+        runs: Shapes of the inputs of every run, but those on patterns.
         first_divergence: Name of the first tensor in topological order that failed; None when none did.
         failed: Something was compared and differs.
         proves: At least one tensor that responds to the input was compared at an output, or right before the decisions
             that an output depends on.
         given: How many of the runs, the last ones, were on the caller's data.
+        kinds: Names of the patterns that were run besides, in the shapes of the first run (`bnfold.patterns`).
+        held: Names of the values that were taken from the original's run in both models, because they may jump.
+        agreement: Whether both models decide alike on the caller's data; None where that was not asked.
     """
 
     provider: str
@@ -63,21 +63,14 @@ class QuickCheck:
     failed: bool
     proves: bool
     given: int = 0
+    kinds: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    agreement: Agreement | None = None
 
     @property
     def passed(self) -> bool:
         """Something that can fail was compared, and nothing failed."""
         return self.proves and not self.failed
-
-
-@dataclass
-class _Findings:
-    """What the runs showed so far: the worst comparison by name; which tensors are random, which follow the input."""
-
-    worst: dict[str, TensorComparison] = field(default_factory=dict)
-    random: set[str] = field(default_factory=set)
-    alive: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
 
 
 def quick_check(  # noqa: PLR0913
@@ -88,6 +81,7 @@ def quick_check(  # noqa: PLR0913
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
     data: Source | None = None,
+    fixed: Mapping[str, NDArray[np.generic]] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> QuickCheck:
     """Run both models, unoptimised, on the same seeded inputs and compare their outputs and inner tensors.
@@ -99,46 +93,61 @@ def quick_check(  # noqa: PLR0913
         shapes: Shapes of inputs by name, where the model leaves them open.
         seed: Seed of the inputs.
         data: Batches for further runs, of which the first few are compared.
+        fixed: Inputs that are the same in every run (`bnfold.inputs`).
         progress: Told what is being done, one clause at a time.
 
     Raises:
         MissingPackageError, ProviderError: The models cannot be run there.
         DataError, UsageError: No input can be made up, or `shapes` contradicts the model.
     """
-    tell, overrides = progress or (lambda _: None), dict(shapes or {})
+    tell, held = progress or (lambda _: None), dict(fixed or {})
+    overrides = dict(shapes or {}) | {name: value.shape for name, value in held.items()}
     interface = compare_interfaces(before.graph, after.graph)
     if interface:
         return QuickCheck(provider, interface, (), (), (), interface[0].name, failed=True, proves=True)
     specs = read_inputs(before)
     fill_shapes(specs, batch=2, spatial=SPATIAL_SIZES[0], overrides=overrides)
     tell("loading both models")
-    pair, findings = pair_up(before, after, provider), _Findings()
+    pair, findings = pair_up(before, after, provider), Findings()
     runs: list[Mapping[str, tuple[int, ...]]] = []
     sizes: tuple[int, int] | None = None
+    first: Arrays = {}
+
+    def draw(seed: int, size: tuple[int, int]) -> Arrays:
+        return synthesise(specs, seed=seed, batch=size[0], spatial=size[1], overrides=overrides) | held
+
     while len(runs) < 2 and (candidates := size_choices(specs, overrides, sizes)):
-        draw = partial(synthesise, specs, overrides=overrides)
-        found = _run_original(pair, candidates, partial(draw, seed=seed + 2 * len(runs)), optional=bool(runs))
+        found = _run_original(pair, candidates, partial(draw, seed + 2 * len(runs)), optional=bool(runs))
         if found is None:
             findings.notes.append("The model refuses a second batch or image size, so one size was run.")
             break
         sizes, feeds, values = found
         tell(f"comparing at {', '.join(f'{name} {value.shape}' for name, value in feeds.items())}")
-        other = draw(seed=seed + 2 * len(runs) + 1, batch=sizes[0], spatial=sizes[1]) if not runs else None
-        _examine(pair, findings, feeds, values, other)
+        other = draw(seed + 1, sizes) if not runs else None
+        examine(pair, findings, feeds, values, other)
         runs.append({name: value.shape for name, value in feeds.items()})
-    given = _examine_given(pair, findings, data, tell)
-    return _conclude(pair, findings, (before.graph, after.graph), (*runs, *given), len(given))
+        first = first or feeds
+    tell("comparing on constants and impulses")
+    tried = patterns(first, held, seed)
+    kinds = [kind for found, feeds in tried if _runs_on(pair, findings, found, feeds) for kind in found]
+    given = _examine_given(pair, findings, data, held, tell)
+    check = _conclude(pair, findings, (before.graph, after.graph), (*runs, *given), len(given))
+    return replace(check, kinds=tuple(kinds), held=pair.cut)
 
 
 def _run_original(
-    pair: Pair, candidates: Sequence[tuple[int, int]], draw: Callable[..., Arrays], *, optional: bool
+    pair: Pair,
+    candidates: Sequence[tuple[int, int]],
+    draw: Callable[[tuple[int, int]], Arrays],
+    *,
+    optional: bool,
 ) -> tuple[tuple[int, int], Arrays, Arrays] | None:
     """The first sizes that the original accepts, its inputs and its values; None if it accepts none and need not."""
     refusals = []
-    for batch, spatial in candidates:
-        feeds = draw(batch=batch, spatial=spatial)
+    for size in candidates:
+        feeds = draw(size)
         try:
-            return (batch, spatial), feeds, pair.original.session.run((*pair.compared, *pair.cut), feeds)
+            return size, feeds, pair.original.session.run((*pair.compared, *pair.cut), feeds)
         except ProviderError as error:
             refusals.append(error)
     if optional:
@@ -146,67 +155,36 @@ def _run_original(
     raise refusals[0]
 
 
-def _examine(pair: Pair, findings: _Findings, feeds: Arrays, values: Arrays, other: Arrays | None) -> None:
-    """One run: what is random, what responds to the `other` input (first run only), how noisy it is, and what moved."""
-    decided = {name: values[name] for name in pair.cut}
-    if other is not None:
-        repeated = pair.before.session.run(pair.compared, feeds | decided)
-        findings.random |= {name for name in pair.compared if not _repeats(pair, name, values[name], repeated[name])}
-        del repeated
-        moved = pair.original.session.run(pair.compared, other)
-        findings.alive |= {name for name in pair.compared if _responds(pair, name, values[name], moved[name])}
-        del moved
-    perturbed = pair.before.session.run(pair.compared, perturb(feeds, _coarsest(pair)) | decided)
-    noise = {name: measure_noise(values[name], perturbed[name]) for name in pair.compared}
-    del perturbed
-    result = pair.after.session.run(pair.compared, feeds | decided)
-    for name in pair.compared:
-        now = compare(name, values[name], result[name], accuracy=pair.accuracy(name), noise=noise[name])
-        worst = findings.worst.setdefault(name, now)
-        if _badness(now) > _badness(worst):
-            findings.worst[name] = now
+def _runs_on(pair: Pair, findings: Findings, kinds: Sequence[str], feeds: Arrays) -> bool:
+    """Compare on patterns, if the original takes them."""
+    try:
+        values = pair.original.session.run((*pair.compared, *pair.cut), feeds)
+    except ProviderError:
+        findings.notes.append(f"The model refuses {' and '.join(kinds)} as input, so that was left out.")
+        return False
+    examine_pattern(pair, findings, feeds, values)
+    return True
 
 
 def _examine_given(
-    pair: Pair, findings: _Findings, data: Source | None, tell: Callable[[str], None]
+    pair: Pair, findings: Findings, data: Source | None, held: Arrays, tell: Callable[[str], None]
 ) -> list[Mapping[str, tuple[int, ...]]]:
     """Runs on the caller's data, after the made-up ones; the shapes of each."""
     runs: list[Mapping[str, tuple[int, ...]]] = []
-    for feeds in given_batches(data):
+    for batch in given_batches(data):
+        feeds = batch | held
         tell(f"comparing on batch {len(runs)} of the data")
         values = pair.original.session.run((*pair.compared, *pair.cut), feeds)
-        _examine(pair, findings, feeds, values, None)
+        examine(pair, findings, feeds, values, None)
         runs.append({name: value.shape for name, value in feeds.items()})
     if data is not None:
         findings.notes.append(describe_given(data, runs))
     return runs
 
 
-def _badness(entry: TensorComparison) -> tuple[bool, bool, float]:
-    return entry.failed, entry.compared, entry.error
-
-
-def _repeats(pair: Pair, name: str, values: NDArray[np.generic], repeated: NDArray[np.generic]) -> bool:
-    tolerance = TOLERANCE[pair.accuracy(name) or "float32"] * REPEATABLE
-    return not compare(name, values, repeated, tolerance=tolerance).failed
-
-
-def _responds(pair: Pair, name: str, values: NDArray[np.generic], moved: NDArray[np.generic]) -> bool:
-    """Floating-point values that follow the input by more than the tolerance could hide."""
-    least = max(ALIVE, TOLERANCE[pair.accuracy(name) or "float32"])
-    computed = values.dtype.name in FLOATS and name in pair.before.flow.inexact
-    return computed and movement(values, moved) > least
-
-
-def _coarsest(pair: Pair) -> str:
-    return max(
-        (pair.accuracy(name) or "float64" for name in pair.compared), key=UNIT_ROUNDOFF.__getitem__, default="float32"
-    )
-
-
 def _conclude(
     pair: Pair,
-    findings: _Findings,
+    findings: Findings,
     graphs: tuple[onnx.GraphProto, onnx.GraphProto],
     runs: tuple[Mapping[str, tuple[int, ...]], ...],
     given: int,
@@ -262,7 +240,7 @@ def _blind(pair: Pair, graphs: tuple[onnx.GraphProto, onnx.GraphProto], trusted:
     return descendants(graph, {name for name in hidden if not computed_alike(*graphs, name)})
 
 
-def _explain_left_out(pair: Pair, findings: _Findings, output: str, before_it: tuple[str, ...]) -> str:
+def _explain_left_out(pair: Pair, findings: Findings, output: str, before_it: tuple[str, ...]) -> str:
     if output in findings.random:
         why = "differs between two runs of the original"
     elif output in pair.cut:
@@ -278,8 +256,8 @@ def _remarks(pair: Pair) -> Iterable[str]:
     """What a reader of the numbers must know about how they were computed."""
     if pair.cut:
         yield f"{len(pair.cut)} values that may jump were taken from the original's run in both models."
-    if pair.before.session.provider == "cpu" and _coarsest(pair) in ("float16", "bfloat16"):
-        yield f"{_coarsest(pair)} was computed in float32 arithmetic: onnxruntime's CPU provider has no other."
+    if pair.before.session.provider == "cpu" and coarsest(pair) in ("float16", "bfloat16"):
+        yield f"{coarsest(pair)} was computed in float32 arithmetic: onnxruntime's CPU provider has no other."
     for session in (pair.original.session, pair.after.session):
         elsewhere = session.confirm_placement()
         if elsewhere:

@@ -18,6 +18,7 @@ from bnfold.errors import UsageError
 from bnfold.feeds import feeds_again
 from bnfold.frontends.onnx_files import in_memory, load
 from bnfold.frontends.onnx_regions import Cutter
+from bnfold.inputs import InputsLike, fixed_inputs
 from bnfold.quickcheck import QuickCheck
 from bnfold.runtime import exposing, name_nodes, open_session
 from bnfold.text_files import as_ours
@@ -48,16 +49,18 @@ def reproduce(  # noqa: PLR0913
     *,
     seed: int = 0,
     data: DataLike | None = None,
+    inputs: InputsLike | None = None,
 ) -> tuple[str, ...]:
     """Write the smallest pair of models that differs, `before.onnx` and `after.onnx`, and `inputs.npz` for both.
 
     Args:
         before: As for `verify`.
         after: As for `verify`.
-        found: What `verify` found, with the same seed and data.
+        found: What `verify` found, with the same seed, data and inputs.
         folder: Where to write; it is made if it is not there.
         seed: As for `verify`.
         data: As for `verify`.
+        inputs: As for `verify`.
 
     Returns:
         The operators in `after.onnx`, by name.
@@ -72,7 +75,7 @@ def reproduce(  # noqa: PLR0913
         raise UsageError("there is no difference inside the models to reproduce", where=str(folder))
     models = [model if isinstance(model, ir.Model) else load(model) for model in (before, after)]
     parts = [Cutter(model).cut(_agreeing(check), [check.first_divergence]) for model in models]
-    feeds = _worst_feeds(models[0], parts, check, seed, data)
+    feeds = _worst_feeds(models[0], parts, check, seed=seed, data=data, inputs=inputs)
     path = Path(folder)
     with as_ours(folder):
         path.mkdir(parents=True, exist_ok=True)
@@ -88,8 +91,14 @@ def _agreeing(check: QuickCheck) -> list[str]:
     return [entry.name for entry in (*check.inner, *check.comparisons) if entry.passed and entry.name != first]
 
 
-def _worst_feeds(
-    before: ir.Model, parts: list[onnx.ModelProto], check: QuickCheck, seed: int, data: DataLike | None
+def _worst_feeds(  # noqa: PLR0913
+    before: ir.Model,
+    parts: list[onnx.ModelProto],
+    check: QuickCheck,
+    *,
+    seed: int,
+    data: DataLike | None,
+    inputs: InputsLike | None,
 ) -> Arrays:
     """The inputs of both parts in the run of the check in which they differ most."""
     proto = in_memory(before)
@@ -100,12 +109,15 @@ def _worst_feeds(
         name_nodes(part.graph)
     sessions = [open_session(part, check.provider) for part in parts]
     worst, chosen = -1.0, Arrays()
-    source = source_of(data, before)
-    for feeds in feeds_again(read_inputs(proto), check.runs, seed=seed, given=check.given, data=source):
+    specs = read_inputs(proto)
+    fixed = fixed_inputs(inputs, specs)
+    source = source_of(data, before, fixed)
+    runs = feeds_again(specs, check.runs, seed=seed, given=check.given, data=source, kinds=check.kinds, fixed=fixed)
+    for feeds in runs:
         values = {**feeds, **whole.run(inner, feeds)}
         given = {name: values[name] for name in wanted}
-        runs = [_run(session, part, given) for session, part in zip(sessions, parts, strict=True)]
-        difference = _difference(*runs)
+        results = [_run(session, part, given) for session, part in zip(sessions, parts, strict=True)]
+        difference = _difference(*results)
         if difference > worst:
             worst, chosen = difference, given
     return chosen

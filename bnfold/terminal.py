@@ -24,6 +24,7 @@ from bnfold.wording import (
     kept_groups,
     left_lines,
     local_line,
+    oracle_line,
     outcome,
     printable,
     provider_name,
@@ -206,6 +207,10 @@ def _checks(verification: Verification | None) -> Iterator[tuple[str, str]]:
         yield "each fold", local_line(verification.local)
     for quick in verification.quick:
         yield "end to end", f"{provider_name(quick.provider)}: {quick_line(quick)}"
+        if oracle := oracle_line(quick):
+            yield "float64", oracle
+        if quick.agreement is not None:
+            yield "decisions", str(quick.agreement)
         if quick.first_divergence is not None:
             yield "differs", f"first at {quick.first_divergence}"
         yield from (("note", note) for note in quick.notes)

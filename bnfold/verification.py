@@ -48,6 +48,9 @@ class Verification:
                     f"the fold of {', '.join(local.batchnorms)} is wrong at {local.tensor} ({local.ratio:.3g} bounds)"
                 )
         for quick in self.quick:
+            tensors_differ = any(entry.failed for entry in (*quick.comparisons, *quick.inner))
+            if quick.agreement is not None and quick.agreement.failed and not tensors_differ:
+                return f"on {quick.provider} {quick.agreement}"
             if quick.failed:
                 return f"the first tensor that differs on {quick.provider} is {quick.first_divergence}"
         return ""
@@ -59,6 +62,8 @@ class Verification:
             if not local.passed and not local.failed:
                 return f"the fold of {', '.join(local.batchnorms)} could not be run by itself: {local.note}"
         for quick in self.quick:
+            if quick.agreement is not None and not quick.agreement.proves and not quick.failed:
+                return f"on {quick.provider} there is no decision that is not within rounding: {quick.agreement}"
             if not quick.passed and not quick.failed:
                 return next(reversed(quick.notes), f"nothing was compared on {quick.provider}")
         return ""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from bnfold.checking import Check, Progress, source_of
+from bnfold.checking import Progress, Where, Wishes, prepare_check
 from bnfold.data_sources import DataLike
 from bnfold.errors import UsageError
+from bnfold.inputs import InputsLike
 from bnfold.models import ModelLike, opened
+from bnfold.providers import each_provider
 from bnfold.torch_dispatch import is_module, verify_torch
 from bnfold.verification import Verification
 
@@ -35,8 +37,12 @@ def verify(
     *,
     providers: Sequence[str] = ...,
     shapes: Mapping[str, tuple[int, ...]] | None = ...,
+    inputs: InputsLike | None = ...,
     seed: int = ...,
     data: DataLike | None = ...,
+    oracle: bool = ...,
+    metric: str | None = ...,
+    metric_output: str | None = ...,
     progress: Progress | None = ...,
 ) -> Verification: ...
 
@@ -48,8 +54,12 @@ def verify(  # noqa: PLR0913
     example_inputs: tuple[Any, ...] | None = None,
     providers: Sequence[str] = ("cpu",),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: InputsLike | None = None,
     seed: int = 0,
     data: DataLike | None = None,
+    oracle: bool = False,
+    metric: str | None = None,
+    metric_output: str | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Run two models on the same inputs, unoptimised, and compare their outputs and inner tensors of equal name.
@@ -58,11 +68,13 @@ def verify(  # noqa: PLR0913
     `example_inputs`, numbers of their shapes, and other sizes. Args and errors as `fold`; a difference is no error here
     but in the result.
     """
+    wishes = Wishes(inputs, oracle, metric, metric_output)
     if is_module(before) or is_module(after):
         loaded = after if is_module(after) else opened(cast("ModelLike", after))[0]
-        return verify_torch(before, loaded, example_inputs, (shapes, data is not None), providers=tuple(providers),
-                            seed=seed, progress=progress)  # fmt: skip
+        return verify_torch(before, loaded, example_inputs, (shapes, data is not None, wishes),
+                            providers=each_provider(providers), seed=seed, progress=progress)  # fmt: skip
     if example_inputs is not None:
         raise UsageError("example_inputs are for PyTorch modules", where="verify", remedy="data=... is for ONNX models")
     old, new = (opened(cast("ModelLike", model))[0] for model in (before, after))
-    return Verification((), Check(providers, shapes, seed, source_of(data, old), progress).quick(old, new))
+    check = prepare_check(old, Where(providers, shapes, seed), data, wishes, progress)
+    return Verification((), check.quick(old, new))

@@ -179,7 +179,22 @@ def quick_line(check: QuickCheck) -> str:
     tensors = f"{count(len(check.comparisons), 'output')}, {count(len(check.inner), 'inner tensor')}"
     worst = worst_of((*check.comparisons, *check.inner))
     error = f", largest error {worst.error:.2g} of its scale ({worst.tolerance:.1g} allowed)" if worst else ""
-    return f"{tensors}{error}; {' and '.join(map(shapes_of, check.runs)) or 'nothing was run'}"
+    besides = f", then {', '.join(check.kinds)}" if check.kinds else ""
+    return f"{tensors}{error}; {' and '.join(map(shapes_of, check.runs)) or 'nothing was run'}{besides}"
+
+
+def oracle_line(check: QuickCheck) -> str:
+    """Both errors against float64 in one line, of the worst output, else of the worst tensor; empty if not asked."""
+    judged = [(entry.oracle, entry) for entry in check.comparisons if entry.oracle is not None]
+    judged = judged or [(entry.oracle, entry) for entry in check.inner if entry.oracle is not None]
+    if not judged:
+        return ""
+    errors, entry = max(judged, key=lambda pair: pair[0].ratio)
+    asked = sum(entry.oracle is not None for entry in (*check.comparisons, *check.inner))
+    return (
+        f"{entry.name} is off by {errors.original:.2g} of its scale before, by {errors.folded:.2g} after "
+        f"({errors.ratio:.2g} of what is allowed); {count(asked, 'tensor')} asked about"
+    )
 
 
 def worst_of(entries: Sequence[TensorComparison]) -> TensorComparison | None:

@@ -32,8 +32,8 @@ TABLE = {
     "values": row(0, "affine decision drafts errors importing rounding sizes", "", "numpy ml_dtypes"),
     "arrays": row(
         1,
-        "linear embedding quantised moments drift comparison packing manifest manifest_json manifest_files "
-        "stopwatch text_files",
+        "linear embedding quantised moments drift judging slices comparison packing manifest manifest_json "
+        "manifest_files stopwatch text_files",
         "values",
         "numpy",
     ),
@@ -44,7 +44,8 @@ TABLE = {
     ),
     "machine": row(
         3,
-        "runtime data dataflow data_sources data_rows data_fit data_files data_images data_pixels data_callable",
+        "runtime providers data dataflow data_sources data_rows data_fit data_files data_images data_pixels "
+        "data_callable",
         "values",
         "numpy onnx onnx_ir onnxruntime PIL",
     ),
@@ -57,8 +58,8 @@ TABLE = {
     ),
     "checks": row(
         4,
-        "feeds interfaces probing quickcheck localcheck localsizes constantcheck oracle selftest verification "
-        "torchcheck torch_compared torch_running exportcheck",
+        "agreement boxes examining feeds inputs interfaces metrics patterns probing quickcheck localcheck localsizes "
+        "constantcheck oracle selftest verification torchcheck torch_compared torch_running exportcheck",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch ml_dtypes",
     ),
@@ -74,8 +75,8 @@ TABLE = {
     ),
     "program": row(
         6,
-        "__main__ cli cli_bench cli_commands cli_data cli_fold cli_inspect cli_options cli_recalibrate cli_report "
-        "cli_torch cli_unfold cli_verify "
+        "__main__ cli cli_bench cli_checks cli_commands cli_data cli_fold cli_inspect cli_options cli_recalibrate "
+        "cli_report cli_torch cli_unfold cli_verify "
         "launch terminal wording pages.*",
         "values arrays graph carriers frontends machine engine checks report library",
         "click jinja2 matplotlib numpy rich torch",

@@ -13,7 +13,8 @@ from onnx_models import PARAMETERS, STATS, parse, proto
 import bnfold
 from bnfold import oracle
 from bnfold.errors import ModelError
-from bnfold.oracle import ERROR_FACTOR, ERROR_ROUNDINGS, judge, settle
+from bnfold.judging import ERROR_FACTOR, ERROR_ROUNDINGS, judge
+from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
 
 U = 2.0**-24
@@ -28,9 +29,9 @@ def _truth() -> np.ndarray:
 def test_a_result_as_accurate_as_the_original_passes() -> None:
     truth = _truth()
     original = truth + 1e-7
-    assert judge(truth, original, original, U).folded <= 1 / ERROR_FACTOR
-    assert judge(truth, original, truth, U).folded == 0
-    assert judge(truth, original, truth + 3.9e-7, U).folded < 1
+    assert judge(truth, original, original, U).ratio <= 1 / ERROR_FACTOR
+    assert judge(truth, original, truth, U).ratio == 0
+    assert judge(truth, original, truth + 3.9e-7, U).ratio < 1
 
 
 @pytest.mark.parametrize("channel", range(4))
@@ -38,7 +39,7 @@ def test_one_channel_that_is_less_accurate_fails(channel: int) -> None:
     truth = _truth()
     folded = truth + 1e-7
     folded[1, channel, 2] += 1e-4
-    assert judge(truth, truth + 1e-7, folded, U).folded > 1
+    assert judge(truth, truth + 1e-7, folded, U).ratio > 1
 
 
 def test_64_roundings_of_the_channels_scale_are_granted_and_no_more() -> None:
@@ -46,14 +47,14 @@ def test_64_roundings_of_the_channels_scale_are_granted_and_no_more() -> None:
     scale = np.abs(truth).max(axis=(0, 2), keepdims=True)
     for part, passes in ((0.99, True), (1.01, False)):
         folded = truth + part * ERROR_ROUNDINGS * U * scale
-        assert (judge(truth, truth, folded, U).folded <= 1) == passes
+        assert (judge(truth, truth, folded, U).ratio <= 1) == passes
 
 
 def test_a_channel_in_which_the_original_is_exact_by_chance_gets_the_median_channels_error() -> None:
     truth = _truth() * 1e-9
     original = truth + 1e-7
     original[:, 0] = truth[:, 0]
-    assert judge(truth, original, truth + 1e-7, U).folded <= 1
+    assert judge(truth, original, truth + 1e-7, U).ratio <= 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -61,13 +62,13 @@ def test_a_result_that_is_not_finite_never_passes(bad: float) -> None:
     truth = _truth()
     folded = truth.copy()
     folded[0, 0, 0] = bad
-    assert not judge(truth, truth, folded, U).folded <= 1
+    assert not judge(truth, truth, folded, U).ratio <= 1
     assert not judge(truth, folded, truth, U).original < 1
 
 
 def test_a_tensor_of_one_axis_or_none_is_one_channel() -> None:
-    assert judge(np.ones(3), np.ones(3), np.ones(3), U).folded == 0
-    assert judge(np.ones(()), np.ones(()), 2 * np.ones(()), U).folded > 1
+    assert judge(np.ones(3), np.ones(3), np.ones(3), U).ratio == 0
+    assert judge(np.ones(()), np.ones(()), 2 * np.ones(()), U).ratio > 1
 
 
 def _doubtful(scale: float = 1.0) -> tuple[QuickCheck, bnfold.FoldResult, ir.Model]:
@@ -164,7 +165,7 @@ def test_a_tensor_that_is_zero_throughout_is_granted_roundings_of_numbers_of_siz
     zero = np.zeros((2, 4, 5))
     for part, passes in ((0.99, True), (1.01, False)):
         verdict = judge(zero, zero, zero + part * ERROR_ROUNDINGS * U, U)
-        assert (verdict.folded <= 1) == passes
+        assert (verdict.ratio <= 1) == passes
         assert verdict.original == 0
 
 

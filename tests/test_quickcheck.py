@@ -449,7 +449,7 @@ def test_the_check_is_the_same_every_time_and_tells_what_it_does() -> None:
     told: list[str] = []
     first = quick_check(*pair(), progress=told.append)
     assert quick_check(*pair()) == first
-    assert len(told) == 3
+    assert len(told) == 4
 
 
 def test_branches_read_values_from_outside_their_bodies() -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 import bnfold
+from bnfold.agreement import Agreement, Count
 from bnfold.comparison import TensorComparison
 from bnfold.decision import Folded, Kept, Reason, Reduced, Refusal, Subject
+from bnfold.judging import Errors
 from bnfold.localcheck import LocalCheck
 from bnfold.quickcheck import QuickCheck
 from bnfold.report import json_report
@@ -47,12 +49,18 @@ REPORT = Report(
             QuickCheck(
                 "cpu",
                 (TensorComparison("y", (2, 8), "float32", inf, 0.0, 0.001, 1, (0, 3), note="NaN where 1.0 was"),),
-                (TensorComparison("t", (2, 8, 4), "float32", 1e-6, 2.5, 0.001, passed=True),),
+                (
+                    TensorComparison(
+                        "t", (2, 8, 4), "float32", 1e-6, 2.5, 0.001, passed=True, oracle=Errors(0.5, 2e-7, 1e-7)
+                    ),
+                ),
                 ("A note.",),
                 ({"x": (2, 3, 8, 8), "n": ()},),
                 "y",
                 failed=True,
                 proves=True,
+                kinds=("zeros", "ones"),
+                agreement=Agreement("top1", "y", 10, Count(10, 8, 9, 1, "sample 4: class 1 became 7")),
             ),
         ),
     ),

@@ -20,6 +20,7 @@ from bnfold.wording import (
     each_way,
     kept_groups,
     local_line,
+    oracle_line,
     outcome,
     printable,
     provider_name,
@@ -110,7 +111,8 @@ def _environment(*, escapes: bool) -> Environment:
     made = Environment(loader=loader, autoescape=escapes, undefined=StrictUndefined, trim_blocks=True)
     filters: dict[str, Any] = {
         "outcome": outcome, "kind": _kind, "figure": _figure, "data_size": data_size, "local_line": local_line,
-        "quick_line": quick_line, "each_way": each_way, "kept_groups": kept_groups, "provider_name": provider_name,
+        "oracle_line": oracle_line, "quick_line": quick_line,
+        "each_way": each_way, "kept_groups": kept_groups, "provider_name": provider_name,
         "recalibrated": recalibrated, "md": _md, "seconds": seconds, "bench_notes": bench_notes,
     }  # fmt: skip
     made.filters.update(filters)

@@ -21,9 +21,14 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
         passed, failed  both false: nothing was proven
         local           a list of {batchnorms, passed, ratio, tensor, note, damaged}; ratio null when it could not be
                         run; damaged {weight, ratio, seen}, a weight damaged on purpose; null unless asked for
-        end_to_end      one for each provider: {provider, passed, failed, proves, first_divergence, runs, outputs,
-                        inner, notes}; runs map inputs to shapes; outputs and inner are lists of {name, shape, dtype,
-                        passed, compared, error, scale, tolerance, index, note}
+        end_to_end      one for each provider: {provider, passed, failed, proves, first_divergence, runs, patterns,
+                        outputs, inner, agreement, notes}; runs map inputs to shapes; patterns are the kinds of inputs
+                        that were run besides, in the shapes of the first run; outputs and inner are lists of {name,
+                        shape, dtype, passed, compared, error, scale, tolerance, oracle, index, note}
+            oracle      null where float64 was not asked or is not believed, else {original, folded, ratio}: both
+                        errors relative to the tensor's scale, and the folded one's in units of what is allowed
+            agreement   null without --metric, else {metric, output, samples, decisions, same, clear, different,
+                        first}: clear decisions are not within rounding, different ones are clear and not the same
     notes           a list of sentences
     scales          of each BatchNorm gamma / sqrt(var + epsilon): {name, channels, negative, zero, quantiles}, how
                     many are below zero and zero, and of their absolute values the smallest, the quartiles, the largest
@@ -34,13 +39,16 @@ infinity: a figure that is not finite is the string "Infinity", "-Infinity" or "
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from bnfold.decision import Decision, Folded, Kept, Reduced, Refusal, Subject
 from bnfold.report.figures import Json, figure, text
 
 if TYPE_CHECKING:
+    from bnfold.agreement import Agreement
     from bnfold.comparison import TensorComparison
+    from bnfold.judging import Errors
     from bnfold.localcheck import LocalCheck
     from bnfold.quickcheck import QuickCheck
     from bnfold.report.model import Report, ScaleSpread, Size
@@ -159,8 +167,10 @@ def _quick(check: QuickCheck) -> Json:
         "proves": check.proves,
         "first_divergence": check.first_divergence,
         "runs": [{name: list(shape) for name, shape in run.items()} for run in check.runs],
+        "patterns": list(check.kinds),
         "outputs": [_comparison(entry) for entry in check.comparisons],
         "inner": [_comparison(entry) for entry in check.inner],
+        "agreement": None if check.agreement is None else _agreement(check.agreement),
         "notes": list(check.notes),
     }
 
@@ -175,6 +185,17 @@ def _comparison(entry: TensorComparison) -> Json:
         "error": figure(entry.error),
         "scale": figure(entry.scale),
         "tolerance": figure(entry.tolerance),
+        "oracle": None if entry.oracle is None else _errors(entry.oracle),
         "index": list(entry.index),
         "note": entry.note,
     }
+
+
+def _errors(errors: Errors) -> Json:
+    figures = {"original": errors.original, "folded": errors.folded, "ratio": errors.ratio}
+    return {name: figure(number) for name, number in figures.items()}
+
+
+def _agreement(agreement: Agreement) -> Json:
+    source: dict[str, Json] = {"metric": agreement.metric, "output": agreement.output, "samples": agreement.samples}
+    return source | asdict(agreement.count)

@@ -1,0 +1,224 @@
+"""Decisions of two models: what rounding may change is counted, and anything else fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx_models import PARAMETERS, STATS, parse
+
+import bnfold
+from bnfold.agreement import Agreement, Count
+from bnfold.data import read_inputs
+from bnfold.data_sources import as_source
+from bnfold.errors import MachineError, UsageError, VerificationError
+from bnfold.metrics import Metric, choose_metric, measure
+
+U = 2.0**-24
+
+
+def pair(shape: str, change: np.ndarray) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The data as the output, and the data with `change` added to it."""
+    text = f"(float[{shape}] x) => (float[{shape}] y)"
+    sizes = ",".join(map(str, change.shape))
+    before = parse(f"{text} {{ y = Identity(x) }}")
+    return before, parse(f"{text} <float[{sizes}] change> {{ y = Add(x, change) }}", values={"change": change})
+
+
+def agree(kind: str, data: np.ndarray, change: np.ndarray) -> Agreement:
+    shape = ",".join(["N", *map(str, data.shape[1:])])
+    before, after = pair(shape, np.asarray(change, np.float32))
+    source = as_source([{"x": np.asarray(data, np.float32)}], read_inputs(before))
+    return measure(Metric(kind, "y"), before, after, provider="cpu", data=source, fixed={})
+
+
+def test_the_same_class_in_every_sample_passes() -> None:
+    found = agree("top1", np.random.default_rng(0).standard_normal((20, 5)), np.zeros((20, 5)))
+    assert (found.count.decisions, found.count.same, found.count.different, found.samples) == (20, 20, 0, 20)
+    assert found.proves
+    assert not found.failed
+
+
+def test_a_class_that_leads_by_more_than_rounding_may_not_change() -> None:
+    scores, change = np.eye(4), np.zeros((4, 4))
+    change[2, 1] = 1.5
+    found = agree("top1", scores, change)
+    assert found.failed
+    assert found.count == Count(4, 3, 4, 1, "sample 2: class 2 became 1")
+    assert (
+        str(found) == "3 of 4 classes of y are the same (75.00%), 1 beyond it (sample 2: class 2 became 1); 4 samples"
+    )
+
+
+@pytest.mark.parametrize(("lead", "fails"), [(100 * U, False), (600 * U, True)])
+def test_two_classes_that_are_almost_equal_may_change_places(lead: float, fails: bool) -> None:
+    # An input moved by 64 roundings moves the scores by 64 u, so 2 * 2 * 64 u are granted to the lead.
+    scores, change = np.array([[1.0, 1 - lead, 0.1]]), np.array([[0.0, 2 * lead, 0.0]])
+    found = agree("top1", scores, change)
+    assert found.count.same == 0
+    assert found.failed == fails
+    assert ("within rounding" in str(found)) != fails
+
+
+def test_a_third_class_out_of_the_blue_fails_even_where_the_first_two_are_almost_equal() -> None:
+    found = agree("top1", np.array([[1.0, 1 - 100 * U, 0.1]]), np.array([[0.0, 0.0, 5.0]]))
+    assert (found.failed, found.count.clear, found.count.different) == (True, 1, 1)
+
+
+def test_decisions_that_are_all_within_rounding_prove_nothing() -> None:
+    found = agree("top1", np.ones((3, 4)), np.zeros((3, 4)))
+    assert not found.proves
+    assert not found.failed
+
+
+def test_a_score_that_became_nan_is_another_decision() -> None:
+    change = np.zeros((2, 3))
+    change[1, 2] = np.nan
+    assert agree("top1", np.array([[3.0, 1, 0], [3.0, 1, 0]]), change).failed
+
+
+@pytest.mark.parametrize(
+    ("shape", "decisions"), [((2, 5), 2), ((2, 5, 1, 1), 2), ((2, 7, 5), 14)], ids=["flat", "pooled", "sequence"]
+)
+def test_classes_are_on_the_last_axis_or_on_axis_1_with_nothing_behind_it(
+    shape: tuple[int, ...], decisions: int
+) -> None:
+    data = np.random.default_rng(0).standard_normal(shape)
+    assert agree("top1", data, np.zeros(shape)).count.decisions == decisions
+
+
+def test_a_mask_is_compared_pixel_by_pixel() -> None:
+    data, change = np.random.default_rng(0).standard_normal((2, 3, 4, 5)), np.zeros((2, 3, 4, 5))
+    same = agree("mask", data, change)
+    assert (same.count.decisions, same.count.same, same.failed) == (40, 40, False)
+    old = int(data[1, :, 2, 3].argmax())
+    new = (old + 1) % 3
+    change[1, new, 2, 3] = 10
+    found = agree("mask", data, change)
+    assert (found.count.same, found.count.different) == (39, 1)
+    assert found.count.first == f"sample 1: class {old} became {new} at 2, 3"
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("top1", (4,)), ("top1", (2, 1)), ("mask", (2, 3)), ("mask", (2, 1, 4, 4))]
+)
+def test_an_output_of_another_shape_is_refused(kind: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=f"is none for {kind}"):
+        agree(kind, np.ones(shape), np.zeros(shape))
+
+
+def test_samples_are_numbered_through_all_batches() -> None:
+    scores, change = np.eye(4, dtype=np.float32), np.array([[0.0, 0.0, 0.0, -3.0]], np.float32)
+    before, after = pair("N,4", change)
+    source = as_source([{"x": scores[:2]}, {"x": scores[2:]}], read_inputs(before))
+    found = measure(Metric("top1", "y"), before, after, provider="cpu", data=source, fixed={})
+    assert (found.samples, found.count.first) == (4, "sample 3: class 3 became 0")
+
+
+TWO = "(float[N,4] x) => (float[N,4] y, int64[N,1] k) { y = Identity(x) k = ArgMax<axis=1>(x) }"
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "says"),
+    [
+        ("top5", None, "there is no metric 'top5'; choose one of top1, boxes, mask"),
+        ("top1", None, "the model has several outputs; the outputs are y, k: name one"),
+        ("top1", "z", "the model has no output 'z'; the outputs are y, k"),
+        ("top1", "k", "k: this output holds no scores"),
+    ],
+)
+def test_a_metric_that_cannot_be_is_one_sentence(kind: str, output: str | None, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        choose_metric(kind, output, parse(TWO))
+    assert says in str(caught.value)
+
+
+def test_the_output_is_named_or_the_only_one() -> None:
+    assert choose_metric("top1", "y", parse(TWO)) == Metric("top1", "y")
+    assert choose_metric("mask", None, pair("N,3", np.zeros((1, 3)))[0]) == Metric("mask", "y")
+
+
+NET = f"""(float[N,3,8,8] x) => (float[N,4] y) <float[4,3,3,3] w, {PARAMETERS}>
+    {{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) g = GlobalAveragePool(b) y = Flatten(g) }}"""
+
+
+def data(samples: int = 12) -> list[Mapping[str, np.ndarray]]:
+    return [{"x": np.random.default_rng(1).standard_normal((samples, 3, 8, 8)).astype(np.float32)}]
+
+
+def test_a_fold_is_judged_by_its_decisions_too() -> None:
+    report = bnfold.fold(ir.from_proto(parse(NET)), data=data(), metric="top1").report
+    assert report.verification is not None
+    found = report.verification.quick[0].agreement
+    assert found is not None
+    assert (found.metric, found.output, found.samples) == ("top1", "y", 12)
+    assert found.count.same == found.count.decisions == 12
+    assert report.verification.passed
+
+
+def test_a_metric_without_data_an_output_without_a_metric_and_either_without_a_check_are_refused() -> None:
+    model = ir.from_proto(parse(NET))
+    with pytest.raises(UsageError, match="--metric top1 counts decisions on your data, and there is none"):
+        bnfold.fold(model, metric="top1")
+    with pytest.raises(UsageError, match="no decision is asked for"):
+        bnfold.verify(model, model, metric_output="y")
+    with pytest.raises(UsageError, match="for the check, which is left out"):
+        bnfold.fold(model, metric="top1", verify=False)
+    with pytest.raises(UsageError, match="for the check, which is left out"):
+        bnfold.fold(model, oracle=True, verify=False)
+
+
+def test_a_decision_that_differs_fails_though_every_tensor_is_within_its_tolerance() -> None:
+    """The lead is 5e-4 of the scale: beyond rounding, and within what any tensor may be off by."""
+    text = "(float[N,3] x) => (float[N,3] y) <float[3] s> { y = Mul(x, s) }"
+    before, after = (ir.from_proto(parse(text, values={"s": [1.0, s, 1.0]})) for s in (1.0, 1.0006))
+    near = [{"x": np.array([[1.0, 0.9995, 0.2], [0.1, 0.2, 1.0]], np.float32)}]
+    assert bnfold.verify(before, after, data=near).passed
+    found = bnfold.verify(before, after, data=near, metric="top1")
+    assert found.failed
+    assert "sample 0: class 0 became 1" in found.culprit
+    assert found.quick[0].first_divergence == "y"
+
+
+def test_data_without_a_clear_decision_proves_nothing() -> None:
+    model = ir.from_proto(pair("N,3", np.zeros((1, 3), np.float32))[0])
+    found = bnfold.verify(model, model, data=[{"x": np.ones((2, 3), np.float32)}], metric="top1")
+    assert (found.passed, found.failed) == (False, False)
+    assert "there is no decision that is not within rounding" in found.doubt
+    net = ir.from_proto(parse(NET))
+    with pytest.raises(MachineError, match="no decision that is not within rounding"):
+        bnfold.fold(net, data=[{"x": np.full((2, 3, 8, 8), 3e38, np.float32)}], metric="top1")
+
+
+YOLO = f"""(float[N,3,8,8] x) => (float[N,7,64] y) <float[4,3,1,1] w, {PARAMETERS}, float[3,3,1,1] v, int64[3] flat,
+    float[1] high, float[1] gain> {{
+    c = Conv(x, w) b = BatchNormalization(c, {STATS}) r = Relu(b) boxes = Mul(r, high)
+    p = Conv(x, v) q = Sigmoid(p) scores = Mul(q, gain)
+    a = Concat<axis=1>(boxes, scores) y = Reshape(a, flat) }}"""
+
+
+def yolo(gain: float) -> onnx.ModelProto:
+    return parse(YOLO, values={"flat": np.array([0, 7, 64]), "high": [640.0], "gain": [gain]})
+
+
+def test_a_yolo_output_with_all_class_scores_zeroed_is_caught() -> None:
+    right, zeroed = ir.from_proto(yolo(1.0)), ir.from_proto(yolo(0.0))
+    found = bnfold.verify(right, zeroed, data=data(3), metric="boxes")
+    assert found.failed
+    assert any(entry.failed for entry in found.quick[0].comparisons)  # one scale for each channel shows it
+    assert found.quick[0].agreement is not None
+    assert found.quick[0].agreement.failed  # and so do the boxes, by themselves
+    assert "is gone" in found.quick[0].agreement.count.first
+    same = bnfold.verify(right, right, data=data(3), metric="boxes").quick[0].agreement
+    assert same is not None
+    assert same.count.same == same.count.decisions > 10
+
+
+def test_a_fold_whose_decisions_differ_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Agreement("top1", "y", 1, Count(1, 0, 1, 1, "sample 0: class 0 became 1"))
+    monkeypatch.setattr("bnfold.checking.measure", lambda *_args, **_options: wrong)
+    with pytest.raises(VerificationError, match="sample 0: class 0 became 1"):
+        bnfold.fold(ir.from_proto(parse(NET)), data=data(), metric="top1")
