@@ -43,7 +43,8 @@ REPEATABLE = 0.1
 class Findings:
     """What the runs showed so far: the worst comparison by name; which tensors are random, which follow the input.
 
-    `usual` has their scales and their noise in the first run, by name.
+    `usual` has their scales and their noise in the first run, by name, and `dull` the values there of those that other
+    numbers of the same kind hardly moved: another kind of input may.
     """
 
     worst: dict[str, TensorComparison] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Findings:
     alive: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     usual: dict[str, tuple[Scales | None, Noise | None]] = field(default_factory=dict)
+    dull: Arrays = field(default_factory=dict)
 
 
 def examine(pair: Pair, findings: Findings, feeds: Arrays, values: Arrays, other: Arrays | None) -> None:
@@ -63,6 +65,7 @@ def examine(pair: Pair, findings: Findings, feeds: Arrays, values: Arrays, other
         moved = pair.original.session.run(pair.compared, other)
         findings.alive |= {name for name in pair.compared if _responds(pair, name, values[name], moved[name])}
         del moved
+        findings.dull = {name: values[name] for name in pair.compared if name not in findings.alive}
     perturbed = pair.before.session.run(pair.compared, perturb(feeds, coarsest(pair)) | decided)
     noise = {name: measure_noise(values[name], perturbed[name]) for name in pair.compared}
     del perturbed
@@ -77,6 +80,7 @@ def examine(pair: Pair, findings: Findings, feeds: Arrays, values: Arrays, other
 def examine_pattern(pair: Pair, findings: Findings, feeds: Arrays, values: Arrays) -> None:
     """One run on a pattern, after the first ordinary one."""
     decided = {name: values[name] for name in pair.cut}
+    findings.alive |= {name for name, was in findings.dull.items() if _responds(pair, name, was, values[name])}
     finite = [name for name in pair.compared if _is_finite(values[name])]
     result = pair.after.session.run(finite, feeds | decided)
     for name in finite:
