@@ -139,7 +139,8 @@ def check_comparison(context: click.Context, after: str) -> None:
     Raises:
         UsageError: One was given.
     """
-    flags = {"data": "--verify-data", "reproduce": "--reproduce"}
+    flags = {"data": "--verify-data", "reproduce": "--reproduce", "inputs": "--input", "oracle": "--oracle"}
+    flags |= {"metric": "--metric", "metric_output": "--metric-output"}
     if is_torch_file(after):
         flags["providers"] = "--provider"
     for name, flag in flags.items():

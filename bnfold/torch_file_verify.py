@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bnfold.errors import ModelError, UsageError
 from bnfold.frontends.torch_kinds import FileKind, kind_of
 from bnfold.models import opened
+from bnfold.providers import each_provider
 from bnfold.torch_files import Factory, Shapes, TorchFile, open_torch
 from bnfold.torch_verify import verify_module
 from bnfold.verification import Verification
@@ -60,7 +61,7 @@ def verify_files(  # noqa: PLR0913
     )
     try:
         inputs = old.inputs(shapes)
-        return verify_module(old.module, new, inputs, providers=providers, seed=seed, progress=progress)
+        return verify_module(old.module, new, inputs, providers=each_provider(providers), seed=seed, progress=progress)
     except ModelError as error:
         if error.where != type(old.module).__name__:
             raise
