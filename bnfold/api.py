@@ -228,13 +228,7 @@ def fold(  # noqa: PLR0913
             result is then compared with the recalibrated model. A PyTorch module needs `example_inputs` for that, and
             is copied.
         only: As `inspect`; what it or `keep` excludes is not recalibrated either.
-        keep: As `inspect`.
-        keep_overridable: As `inspect`.
-        reduce: As `inspect`.
-        merge: As `inspect`.
-        leftover: As `inspect`.
-        simplify: As `inspect`.
-        readers: As `inspect`.
+        keep, keep_overridable, reduce, merge, leftover, simplify, readers: As `inspect`.
         verify: Whether to check the result; without it, the metadata of the model says that it was not.
         manifest: Whether to note how `bnfold.unfold` can undo the fold: "apart" in the result alone, "embed" in the
             metadata of the model too. A model that carries a manifest goes on carrying one.
