@@ -225,22 +225,25 @@ def fold(  # noqa: PLR0913
         static_shapes: As `inspect`.
         inplace: Whether the PyTorch module itself is changed, and not a copy of it.
         calibrate: Data to recalibrate on first, as `recalibrate` takes it, or a `Calibration`, which also says how; the
-            result is then compared with the recalibrated model. A PyTorch module needs `example_inputs` for that, and
-            is copied.
+            result is compared with the recalibrated model. A PyTorch module needs `example_inputs` and is copied.
         only: As `inspect`; what it or `keep` excludes is not recalibrated either.
-        keep, keep_overridable, reduce, merge, leftover, simplify, readers: As `inspect`.
+        keep: As `inspect`.
+        keep_overridable: As `inspect`.
+        reduce: As `inspect`.
+        merge: As `inspect`.
+        leftover: As `inspect`.
+        simplify: As `inspect`.
+        readers: As `inspect`.
         verify: Whether to check the result; without it, the metadata of the model says that it was not.
-        manifest: Whether to note how `bnfold.unfold` can undo the fold: "apart" in the result alone, "embed" in the
-            metadata of the model too. A model that carries a manifest goes on carrying one.
+        manifest: How to note for `bnfold.unfold` what was done: "apart" in the result alone, "embed" in the metadata
+            of the model too. A model that carries a manifest goes on carrying one.
         providers: Execution providers of onnxruntime to check on: "cpu", "cuda", or "all" that it has.
         shapes: Shapes of inputs by name, where the model leaves them open.
         inputs: Inputs that are the same in every run (indices, sizes), by name: arrays, or paths of .npy files.
         seed: Seed of the inputs of the check.
         data: Your own data, to compare on as well: a `DataRequest` or its text, or a list of batches.
-        oracle: Whether to ask the float64 oracle about every tensor, not only about doubtful ones; one in which the
-            folded model is less accurate than the original (`bnfold.judging`) then fails.
-        metric: What both models must decide alike on `data`: "top1" (the class), "boxes" (of a YOLO) or "mask" (the
-            class of each pixel). Decisions within rounding are counted and do not fail (`bnfold.agreement`).
+        oracle: Whether to ask the float64 oracle about every tensor; one that became less accurate then fails.
+        metric: What both models must decide alike on `data`, but for rounding: "top1", "boxes" (of a YOLO) or "mask".
         metric_output: The output that the decisions are taken from, where there are several.
         self_test: Whether the check tries itself: in every fold a weight is damaged by a thousandth, which it must see.
         progress: Told what is being done, one clause at a time.
