@@ -203,12 +203,13 @@ def test_every_command_has_its_flags() -> None:
     checking = {"--provider", "--shape", "--seed", "--verify-data", "--batch-size", "--samples", "--preset"}
     checking |= {f"--image-{what}" for what in ("size", "resize", "mean", "std", "scale", "order")}
     opening = {"--model", "--trust-pickle"}
+    asking = {"--input", "--oracle", "--metric", "--metric-output"}
     how = {"--method", "--momentum", "--variance", "--memory", "--force", "--unshare"}
     assert found == {
         "fold": {"--output", "--require-all", "--no-verify", "--self-test", "--manifest", "--calibrate"}
-        | (opening | reading | checking | how | showing),
+        | (opening | reading | checking | asking | how | showing),
         "inspect": {"--to", "--shape"} | opening | reading | showing,
-        "verify": {"--reproduce"} | opening | checking | showing,
+        "verify": {"--reproduce"} | opening | checking | asking | showing,
         "bench": {"--provider", "--shape", "--seed", "--threads", "--rounds"} | showing,
         "recalibrate": {"--timeout", "--output", "--data"}
         | (opening | how)
