@@ -118,13 +118,21 @@ class Builder:
         self.nodes.append(node)
         return name
 
-    def add(self, op_type: str, inputs: list[Value | str], outputs: int = 1, **attributes: Any) -> Value:
+    def add(
+        self,
+        op_type: str,
+        inputs: list[Value | str],
+        outputs: int = 1,
+        shape: tuple[int, ...] | None = None,
+        **attributes: Any,
+    ) -> Value:
         """Append a node and give its first output.
 
         Args:
             op_type: A standard operator.
             inputs: Values, names of constants, or "" for an input left out.
             outputs: How many outputs the node names; those after the first are read by nobody.
+            shape: That of the output, with the dtype of the first input, where an input is no constant but computed.
             attributes: The node's attributes.
 
         Raises:
@@ -133,7 +141,8 @@ class Builder:
         names = [v.name if isinstance(v, Value) else v for v in inputs]
         made = [self.name("t") for _ in range(outputs)]
         node = helper.make_node(op_type, names, made, name=self._node_name(op_type), **attributes)
-        value = self._inferred(node, {v for v in inputs if isinstance(v, Value)})
+        given = {v for v in inputs if isinstance(v, Value)}
+        value = self._inferred(node, given) if shape is None else _known(node, inputs[0], shape)
         self.nodes.append(node)
         self.values.append(value)
         self.operators += 1
@@ -211,6 +220,12 @@ class Builder:
         graph = helper.make_graph(self.nodes, "random", [*self.inputs, *defaults], results, given)
         opsets = [helper.make_opsetid("", self.opset)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="random graphs")
+
+
+def _known(node: NodeProto, first: Value | str, shape: tuple[int, ...]) -> Value:
+    if not isinstance(first, Value) or np.prod(shape) > MOST_ELEMENTS:
+        raise Misfit(f"{node.op_type} gives {shape}")
+    return Value(node.output[0], shape, first.dtype)
 
 
 def _element(dtype: np.dtype[Any]) -> int:

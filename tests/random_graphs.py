@@ -16,6 +16,7 @@ from onnx import ModelProto
 from tests import random_graph_branches as branches
 from tests import random_graph_carriers as carriers
 from tests import random_graph_linear as linears
+from tests import random_graph_measures as measures
 from tests import random_graph_pairs as pairs
 from tests.random_graph_builder import Array, Builder, Misfit, Value
 
@@ -47,6 +48,7 @@ CARRIERS: dict[Step, float] = {
     pairs.chunk: 1.2,
     pairs.gather: 0.5,
     pairs.blocks: 0.7,
+    measures.measured: 1.5,
     linears.arithmetic: 2,
     linears.disguised_batch_norm: 0.4,
 }
@@ -61,6 +63,7 @@ OTHERS: dict[Step, float] = {
     carriers.normed_activation: 1,
     carriers.barrier: 0.7,
     branches.branches: 2,
+    measures.measured: 1.5,
 }
 _IR_VERSIONS = {9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 
