@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx import ModelProto
 
 import bnfold
-from bnfold.decision import Decision, Folded
+from bnfold.decision import Decision, Folded, Reduced
 from bnfold.folding import plan
 from bnfold.frontends.onnx_float64 import evaluate, in_float64
 from bnfold.frontends.onnx_graph import OnnxGraph
@@ -198,7 +198,11 @@ def _on_the_runtime(graph: RandomGraph, after: ModelProto, found: Findings) -> N
     try:
         after_run = _run(after, graph.feeds)
     except Exception as error:
-        found.failures.append(f"onnxruntime does not run the folded model: {error}")
+        # its CPU provider has no convolution of doubles: one that was asked for as a leftover does not run there
+        asked = any(isinstance(d, Reduced) and "Conv" in d.to for d in found.decisions)
+        wide = "float64" in _kinds(graph.model) and "kernel for Conv" in str(error)
+        where = found.notes if asked and wide else found.failures
+        where.append(f"onnxruntime does not run the folded model: {error}")
         return
     exact = evaluate(in_float64(graph.model), graph.feeds)
     u = max(ROUNDOFF[kind] for kind in _kinds(graph.model))
