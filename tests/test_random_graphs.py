@@ -68,9 +68,9 @@ def test_the_graphs_are_valid_and_use_every_operator_that_the_rules_know_and_tho
         kinds.update(node.op_type for node in model.graph.node)
     known = """
         Abs Add AveragePool BatchNormalization Cast Clip Concat Constant Conv ConvTranspose DepthToSpace Div Dropout
-        Expand Flatten Gather Gemm GlobalAveragePool GlobalMaxPool Identity LeakyRelu MatMul Max MaxPool Min Mul Neg PRelu
-        Pad ReduceMax ReduceMean ReduceProd ReduceSum Relu Reshape Resize Shape Sigmoid Size Slice Softmax SpaceToDepth
-        Split Squeeze Sub Tanh Transpose Unsqueeze Upsample
+        Expand Flatten Gather Gemm GlobalAveragePool GlobalMaxPool Identity LeakyRelu MatMul Max MaxPool Min Mul Neg
+        PRelu Pad ReduceMax ReduceMean ReduceProd ReduceSum Relu Reshape Resize Shape Sigmoid Size Slice Softmax
+        SpaceToDepth Split Squeeze Sub Tanh Transpose Unsqueeze Upsample
     """
     assert set(known.split()) | {f"opset {v}" for v in range(9, 22)} == set(kinds)
 
