@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import bnfold
+from bnfold import RecalibrationResult
 from bnfold.frontends.torch_capture import copied
 from tests.random_module_checks import examine
 from tests.random_module_layers import LINEAR_WAYS, NORM_WAYS
+from tests.random_module_recalibration import recalibrated
 from tests.random_module_steps import as_tensors
 from tests.random_modules import random_module
 
@@ -26,6 +30,33 @@ def test_the_fold_of_a_random_module_is_exact_and_leaves_the_original_alone(firs
     for seed in range(first, first + 5):
         found = examine(random_module(seed, tmp_path), checked=seed % EVERY == 0)
         assert not found.failures, (seed, found.failures)
+
+
+@pytest.mark.parametrize("first", [100, 105])
+def test_the_recalibration_of_a_random_module_is_a_fixed_point(first: int, tmp_path: Path) -> None:
+    seen: Counter[tuple[str, str]] = Counter()
+    for seed in range(first, first + 5):
+        found = recalibrated(random_module(seed, tmp_path))
+        assert not found.failures, (seed, found.failures)
+        seen.update(found.counts)
+    assert seen["recalibrate", "seen by hooks"] > 3
+
+
+@pytest.mark.parametrize(("factor", "finding"), [(1 + 1e-6, "the variance is off by"), (0.0, "does not say so")])
+def test_statistics_that_are_off_are_found(
+    factor: float, finding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = bnfold.recalibrate
+
+    def wrong(module: nn.Module, *arguments: object, **options: object) -> RecalibrationResult:
+        result = right(module, *arguments, **options)
+        moved = next(part for part in result.model.modules() if isinstance(part, nn.BatchNorm2d))
+        moved.running_var.mul_(factor)
+        report = result.report if factor else replace(result.report, recalibrated=())
+        return replace(result, report=report)
+
+    monkeypatch.setattr("bnfold.recalibrate", wrong)
+    assert any(finding in line for line in recalibrated(random_module(107, tmp_path)).failures)
 
 
 @dataclass
