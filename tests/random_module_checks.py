@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,8 @@ def examine(made: RandomModule, *, checked: bool = False) -> Findings:
         folded = _folded(made, form, found)
         if folded is not None:
             found.failures.extend(f"{form}: {line}" for line in _differences(made, folded))
+        if folded is not None and form == "own":
+            _stored(made, folded, found)
     if before.keys() != _state(made.module).keys() or any(
         not _same(v, _state(made.module)[k]) for k, v in before.items()
     ):
@@ -114,8 +117,29 @@ def _unequal(old: list[Tensor], new: list[Tensor]) -> list[str]:
     return lines
 
 
+def _stored(made: RandomModule, folded: nn.Module, found: Findings) -> None:
+    """Its state dict, loaded into a new module of the class, gives the same numbers."""
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        torch.save(folded.state_dict(), file.name)
+        try:
+            loaded = bnfold.load_folded(type(made.module)().double().eval(), file.name)
+        except BnfoldError as error:
+            found.notes.append(f"load_folded: {type(error).__name__}: {str(error)[:90]}")
+            return
+    x = made.inputs[0]
+    pairs = zip(_run(copied(folded), x), _run(loaded, x), strict=True)
+    if not all(torch.equal(a, b) for a, b in pairs):
+        found.failures.append("own: load_folded gives other numbers")
+
+
 def _check(made: RandomModule, found: Findings) -> None:
-    """A right fold must not be refused."""
+    """In place the same numbers come out; and a right fold must not be refused."""
+    inplace = copied(made.module)
+    try:
+        bnfold.fold(inplace, example_inputs=_copied(made.inputs), verify=False, inplace=True)
+    except BnfoldError as error:
+        found.notes.append(f"in place: {type(error).__name__}: {str(error)[:90]}")
+    found.failures.extend(f"in place: {line}" for line in _differences(made, inplace))
     narrow = copied(made.module).float()
     try:
         bnfold.fold(narrow, example_inputs=tuple(x.float() for x in made.inputs))
