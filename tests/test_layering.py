@@ -44,10 +44,10 @@ TABLE = {
     ),
     "machine": row(
         3,
-        "runtime providers data dataflow data_sources data_rows data_fit data_files data_images data_pixels "
-        "data_callable",
+        "runtime placement ort_values providers data dataflow data_sources data_rows data_fit data_files data_images "
+        "data_pixels data_callable",
         "values",
-        "numpy onnx onnx_ir onnxruntime PIL",
+        "numpy onnx onnx_ir onnxruntime ml_dtypes PIL",
     ),
     "engine": row(
         4,
