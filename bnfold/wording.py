@@ -152,7 +152,8 @@ def verified(verification: Verification | None) -> str:
 def compared(before: str, verification: Verification) -> str:
     """The result of `verify`, as a clause."""
     if verification.failed:
-        return f"differs from {before}: {verification.culprit}"
+        relation = "differs from" if verification.differs else "as verified equal to"
+        return f"{relation} {before}: {verification.culprit}"
     return f"equivalent to {before} on {' and '.join(map(provider_name, verification.providers))}"
 
 
