@@ -124,8 +124,9 @@ class Rerun:
 def compare_codes(name: str, before: NDArray[Any], after: NDArray[Any]) -> TensorComparison:
     """Quantised codes, whole numbers or small floats, in steps: the error is how many codes apart they are."""
     blank = TensorComparison(name, before.shape, before.dtype.name, float("inf"), 1.0, _STEPS, note="in steps")
-    if (before.shape, before.dtype) != (after.shape, after.dtype) or before.dtype.kind not in "iu":
-        same = before.tobytes() == after.tobytes() and before.shape == after.shape
+    alike = (before.shape, before.dtype) == (after.shape, after.dtype)
+    if not alike or before.dtype.kind not in "iu":
+        same = alike and before.tobytes() == after.tobytes()
         return replace(blank, error=0.0 if same else float("inf"), passed=same)
     steps = np.abs(after.astype(np.int64) - before.astype(np.int64))
     most = float(steps.max(initial=0))

@@ -58,8 +58,8 @@ TABLE = {
     ),
     "checks": row(
         4,
-        "agreement boxes deployed deploying holding rerunning examining feeds inputs interfaces metrics patterns probing "
-        "quickcheck localcheck localsizes constantcheck oracle selftest verification torchcheck torch_compared "
+        "agreement boxes deployed deploying holding rerunning examining feeds inputs interfaces metrics patterns "
+        "probing quickcheck localcheck localsizes constantcheck oracle selftest verification torchcheck torch_compared "
         "torch_running exportcheck",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch ml_dtypes",
