@@ -210,6 +210,24 @@ def test_where_the_original_itself_is_far_off_nothing_is_blamed_and_nothing_prov
     assert deployed_line(found) == "at ENABLE_ALL no output could be compared"
 
 
+STEEP = "(float[n, 8] x) => (float[n, 8] y) <float[1] steep = {1000.0}> { s = Mul (x, steep) y = Sin (s) }"
+
+
+@pytest.mark.parametrize(("moved", "blame"), [(5e-3, "neither"), (0.2, "both")])
+def test_a_difference_that_the_measured_noise_explains_is_none_and_float64_is_not_asked(
+    moved: float, blame: str
+) -> None:
+    before = parse(STEEP)
+
+    def change(setting: Setting) -> Change | None:
+        return (lambda _name, values: values + np.float32(moved)) if setting.optimised else None
+
+    check = quick_check(before, before)
+    rerun = prepare_rerun(check, before, before, seed=0, data=None, fixed={}, opener=opener(change))
+    found = deployed_check(rerun)
+    assert (found.blame, found.errors == ()) == (blame, blame == "neither")
+
+
 def test_only_what_is_right_in_the_original_can_be_lost() -> None:
     """Both wrong: the folded model is no worse off than the original was."""
     found = spoilt(PLAIN, lambda setting: doubled if setting.optimised else None)
