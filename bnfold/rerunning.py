@@ -16,7 +16,7 @@ import numpy as np
 
 from bnfold.comparison import UNIT_ROUNDOFF, TensorComparison, compare, measure_noise
 from bnfold.data import read_inputs
-from bnfold.dataflow import trace
+from bnfold.dataflow import infer_types, trace
 from bnfold.deployed import Moved
 from bnfold.errors import ProviderError
 from bnfold.feeds import feeds_again, perturb
@@ -167,7 +167,8 @@ def prepare_rerun(  # noqa: PLR0913
     names = (*outputs, *(n for n in shown if n not in outputs), *map(computed_name, computed(before.graph, kinds)))
     models = hold(before, kinds, shown), hold(after, kinds, shown)
     session = opener(models[0], check.provider)
-    accuracy = {n: kind for n, kind in trace(models[0].graph, session.types).coarsest.items() if n in names}
+    types = infer_types(models[0]) | dict(session.types)
+    accuracy = {name: kind for name, kind in trace(models[0].graph, types).coarsest.items() if name in names}
     was = tuple(session.run(names, given) for given in feeds)
     del session  # two in memory are enough
     folded = opener(models[1], check.provider)

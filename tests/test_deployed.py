@@ -210,6 +210,13 @@ def test_where_the_original_itself_is_far_off_nothing_is_blamed_and_nothing_prov
     assert deployed_line(found) == "at ENABLE_ALL no output could be compared"
 
 
+def test_an_output_that_is_computed_through_float16_has_its_scale() -> None:
+    before = parse("""(float[n, 8] x) => (float[n, 8] y, float[n, 8] z) {
+        h = Cast <to = 10> (x) e = Exp (h) y = Cast <to = 1> (e) z = Sin (x) }""")
+    rerun = prepare_rerun(quick_check(before, before), before, before, seed=0, data=None, fixed={})
+    assert rerun.accuracy == {"y": "float16", "z": "float32"}
+
+
 STEEP = "(float[n, 8] x) => (float[n, 8] y) <float[1] steep = {1000.0}> { s = Mul (x, steep) y = Sin (s) }"
 
 
