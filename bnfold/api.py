@@ -258,7 +258,7 @@ def fold(  # noqa: PLR0913
     form, wishes = as_form(leftover), Wishes(inputs, oracle, metric, metric_output, self_test, deployed)
     if is_module(model):
         refuse_torch((keep_overridable, simplify, readers, manifest, shapes, tuple(providers) != ("cpu",),
-                      data is not None, wishes))  # fmt: skip
+                      data is not None, wishes, not deployed))  # fmt: skip
         graph = (as_graph, static_shapes, reduce, merge, form)
         check_wishes(graph, inplace=inplace, calibrates=calibrate is not None)
         wanted, proof = selection(only, keep), Proof(verify, seed, progress)

@@ -75,7 +75,7 @@ def verify(  # noqa: PLR0913
     wishes = Wishes(inputs, oracle, metric, metric_output, deployed=deployed)
     if is_module(before) or is_module(after):
         loaded = after if is_module(after) else opened(cast("ModelLike", after))[0]
-        return verify_torch(before, loaded, example_inputs, (shapes, data is not None, wishes),
+        return verify_torch(before, loaded, example_inputs, (shapes, data is not None, wishes, not deployed),
                             providers=each_provider(providers), seed=seed, progress=progress)  # fmt: skip
     if example_inputs is not None:
         raise UsageError("example_inputs are for PyTorch modules", where="verify", remedy="data=... is for ONNX models")
