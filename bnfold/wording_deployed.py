@@ -9,6 +9,7 @@ from bnfold.deployed import LEVEL
 if TYPE_CHECKING:
     from bnfold.deployed import Deployed, LevelErrors, Moved, Tf32
     from bnfold.quickcheck import QuickCheck
+    from bnfold.verification import Verification
 
 
 def deployed_line(deployed: Deployed) -> str:
@@ -38,6 +39,14 @@ def _effect(deployed: Deployed) -> str:
             gets = "the runtime's own optimiser gets both models wrong"
             both = f"the original: {_wrong(original)}; the folded model: {_wrong(folded)}"
             return f"{gets} ({both}): run them with it off, ORT_DISABLE_ALL"
+
+
+def warned(verification: Verification) -> str:
+    """What the one line about equivalent models must not hide, with what comes before it; empty if nothing."""
+    named = {"original": "the original", "folded": "the folded model", "both": "both models"}
+    blamed = [check.deployed.blame for check in verification.quick if check.deployed is not None]
+    wrong = next((blame for blame in blamed if blame != "neither"), None)
+    return "" if wrong is None else f"; as deployed ({LEVEL}) the runtime's own optimiser gets {named[wrong]} wrong"
 
 
 def is_alarming(deployed: Deployed) -> bool:

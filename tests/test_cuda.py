@@ -147,6 +147,17 @@ def test_cuda_asked_for_on_a_machine_without_it_is_one_sentence_and_exit_code_3(
         assert line.startswith("bnfold: this onnxruntime has no CUDAExecutionProvider; pip install")
 
 
+def test_cuda_is_refused_before_any_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    told: list[str] = []
+    data = [np.ones((64, 1, 8, 8), np.float32)]
+    with pytest.raises(bnfold.ProviderError, match="has no CUDAExecutionProvider"):
+        bnfold.fold(MODEL, calibrate=data, providers=("cpu", "cuda"), progress=told.append)
+    with pytest.raises(bnfold.ProviderError, match="has no CUDAExecutionProvider"):
+        bnfold.verify(MODEL, MODEL, providers=("cpu", "cuda"), progress=told.append)
+    assert told == []
+
+
 def test_recalibration_takes_no_provider_so_that_none_is_ignored(run: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "data.npy", np.zeros((64, 1, 8, 8), np.float32))
     call = ("recalibrate", MODEL, "--data", tmp_path / "data.npy", "-o", tmp_path / "out.onnx")

@@ -25,6 +25,7 @@ from bnfold.quickcheck import quick_check
 from bnfold.report.json_report import report_json
 from bnfold.rerunning import compare_codes, prepare_rerun
 from bnfold.runtime import open_session
+from bnfold.wording import verified
 from bnfold.wording_deployed import deployed_line, errors_line
 
 #: onnxruntime's MatmulBNFusion takes the rows, which the BatchNorm here normalises, for the columns of the weight.
@@ -101,6 +102,7 @@ def test_what_the_optimiser_gets_wrong_in_both_is_said_and_fails_nothing() -> No
     assert (found.blame, found.failed) == ("both", False)
     assert not found.between.differs
     assert deployed_line(found).endswith("run them with it off, ORT_DISABLE_ALL")
+    assert verified(result.report.verification).endswith("the runtime's own optimiser gets both models wrong")
 
 
 def test_an_ordinary_model_is_as_verified() -> None:
@@ -111,6 +113,7 @@ def test_an_ordinary_model_is_as_verified() -> None:
         assert moved.worst is not None
         assert moved.worst.error < 1e-5
     assert "the optimiser moves the original by" in deployed_line(found)
+    assert verified(fold(PLAIN).report.verification) == "verified on CPUExecutionProvider"
 
 
 def test_the_models_are_optimised_as_whole_as_deployed_ones_are() -> None:
@@ -350,6 +353,9 @@ def test_the_command_says_who_gets_the_original_wrong_and_exits_as_verified(run:
         found = run(*(str(tmp_path / word) if word.endswith(".onnx") else word for word in call))
         assert found.code == 0
         assert "runtime's own optimiser gets the original wrong" in " ".join(found.err.split())
+        assert found.out.rstrip().endswith(
+            "on CPUExecutionProvider; as deployed (ENABLE_ALL) the runtime's own optimiser gets the original wrong"
+        )
 
 
 def test_the_command_writes_nothing_that_is_wrong_as_deployed_unless_told_to(
