@@ -37,11 +37,11 @@ class Limits:
 
     Attributes:
         seconds: Wall time.
-        gibibytes: Address space.
+        gibibytes: Address space; None for no limit.
     """
 
     seconds: float = 600.0
-    gibibytes: int = 12
+    gibibytes: int | None = 12
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,8 @@ def examine(net: Net, cache: Path, limits: Limits, tools: Sequence[str] = tuple(
     """
     if find_spec(net.package) is None:
         return Examined(net, trouble=f"{net.package} is not installed")
-    folder = cache / f"{net.name}-{_key(net)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    if trouble := _built(net, folder, limits):
+    folder, trouble = built(net, cache, limits)
+    if trouble:
         return Examined(net, trouble=trouble)
     facts = Facts(**json.loads((folder / "facts.json").read_text(encoding="utf-8")))
     examined = Examined(net, facts)
@@ -115,14 +114,16 @@ def _digest(paths: Sequence[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 
-def _built(net: Net, folder: Path, limits: Limits) -> str:
-    """Build the original unless it is there; why not, empty when it is."""
+def built(net: Net, cache: Path, limits: Limits) -> tuple[Path, str]:
+    """Build the original unless it is there: its folder, and why it is not there, empty when it is."""
+    folder = cache / f"{net.name}-{_key(net)}"
+    folder.mkdir(parents=True, exist_ok=True)
     if (folder / "facts.json").exists():
-        return ""
+        return folder, ""
     kind, _, said = process(["benchmarks.coverage_build", net.name, str(folder)], limits)
     if (folder / "facts.json").exists():
-        return ""
-    return f"not built: {kind}, {_message(said)}"
+        return folder, ""
+    return folder, f"not built: {kind}, {_message(said)}"
 
 
 def _message(said: str) -> str:
@@ -166,7 +167,8 @@ def run_tool(tool: str, folder: Path, target: Path, limits: Limits) -> Outcome:
 
 def process(module: Sequence[str], limits: Limits) -> tuple[str, float, str]:
     """Run a module within the limits: "done", "CRASH" or "TIMEOUT", how long it took, and what it said."""
-    bounded = f'ulimit -v {limits.gibibytes * 2**20}; exec "$@"'
+    space = "unlimited" if limits.gibibytes is None else limits.gibibytes * 2**20
+    bounded = f'ulimit -v {space}; exec "$@"'
     command = ["sh", "-c", bounded, "sh", sys.executable, "-m", *module]
     home = Path(tempfile.gettempdir()) / "bnfold-coverage-home"
     calm = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "YOLO_CONFIG_DIR": str(home), "YOLO_OFFLINE": "true"}

@@ -28,9 +28,7 @@ from bnfold.manifest import Manifest
 from bnfold.model_size import scales_of, size_of
 from bnfold.models import ModelLike, opened
 from bnfold.notes import plan_notes
-from bnfold.providers import each_provider
 from bnfold.report.model import Report
-from bnfold.runtime import require
 from bnfold.selecting import as_form, selection
 from bnfold.torch_dispatch import check_wishes, fold_torch, inspect_torch, is_module, refuse_onnx, refuse_torch
 from bnfold.torch_result import TorchFoldResult
@@ -181,6 +179,7 @@ def fold(
     metric: str | None = ...,
     metric_output: str | None = ...,
     self_test: bool = ...,
+    deployed: bool = ...,
     progress: Progress | None = ...,
 ) -> FoldResult: ...
 
@@ -212,6 +211,7 @@ def fold(  # noqa: PLR0913
     metric: str | None = None,
     metric_output: str | None = None,
     self_test: bool = False,
+    deployed: bool = True,
     progress: Progress | None = None,
 ) -> FoldResult | TorchFoldResult:
     """Fold every BatchNorm of `model` that exact arithmetic allows, and prove the result equivalent.
@@ -246,6 +246,7 @@ def fold(  # noqa: PLR0913
         metric: What both models must decide alike on `data`, but for rounding: "top1", "boxes" (of a YOLO) or "mask".
         metric_output: The output that the decisions are taken from, where there are several.
         self_test: Whether the check tries itself: in every fold a weight is damaged by a thousandth, which it must see.
+        deployed: Whether to compare at ORT_ENABLE_ALL as well; what is wrong there in the folded model alone fails.
         progress: Told what is being done, one clause at a time.
 
     Raises:
@@ -254,10 +255,10 @@ def fold(  # noqa: PLR0913
         VerificationError: The folded model is not equivalent; its `report` says where.
         MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
     """
-    form, wishes = as_form(leftover), Wishes(inputs, oracle, metric, metric_output, self_test)
+    form, wishes = as_form(leftover), Wishes(inputs, oracle, metric, metric_output, self_test, deployed)
     if is_module(model):
         refuse_torch((keep_overridable, simplify, readers, manifest, shapes, tuple(providers) != ("cpu",),
-                      data is not None, wishes))  # fmt: skip
+                      data is not None, wishes, not deployed))  # fmt: skip
         graph = (as_graph, static_shapes, reduce, merge, form)
         check_wishes(graph, inplace=inplace, calibrates=calibrate is not None)
         wanted, proof = selection(only, keep), Proof(verify, seed, progress)
@@ -267,8 +268,6 @@ def fold(  # noqa: PLR0913
             proof = replace(proof, recalibration=moved)
         return fold_torch(model, example_inputs, wanted, graph, proof, inplace=inplace)
     refuse_onnx(example_inputs is not None, as_graph, static_shapes, inplace)
-    for provider in each_provider(providers) if verify else ():
-        require(provider)
     given, name = opened(cast("ModelLike", model))
     if (data is not None or wishes) and not verify:
         what = f"{'data' if data is not None else wishes.first} is for the check, which is left out"

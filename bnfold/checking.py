@@ -11,7 +11,9 @@ import onnx_ir as ir
 from bnfold.constantcheck import constant_check
 from bnfold.data import read_inputs
 from bnfold.data_sources import DataLike, Source, as_source
-from bnfold.errors import BnfoldError, MachineError, UsageError, VerificationError
+from bnfold.deployed import Deployed
+from bnfold.deploying import deployed_check, tf32_check
+from bnfold.errors import BnfoldError, MachineError, ProviderError, UsageError, VerificationError
 from bnfold.frontends.onnx_files import in_memory
 from bnfold.frontends.onnx_fold import ModelPlan
 from bnfold.frontends.onnx_regions import Cutter
@@ -23,6 +25,8 @@ from bnfold.providers import each_provider
 from bnfold.quickcheck import QuickCheck, quick_check
 from bnfold.report.model import Report
 from bnfold.report.recalibration_report import RecalibrationReport
+from bnfold.rerunning import prepare_rerun
+from bnfold.runtime import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
 Progress: TypeAlias = Callable[[str], None]
 Spans: TypeAlias = Mapping[int, tuple[int, int]]
 
+
+#: What helps where the runtime's own optimiser gets the folded model wrong.
+UNOPTIMISED = "deploy at ORT_DISABLE_ALL and fold with --no-deployed (deployed=False), or keep the BatchNorm behind it"
 
 #: What helps where nothing is proven, on the command line and in Python.
 BY_FLAGS = "--keep leaves a BatchNorm alone, --no-verify writes the model without this proof"
@@ -66,6 +73,7 @@ class Wishes:
     metric: str | None = None
     metric_output: str | None = None
     self_test: bool = False
+    deployed: bool = True
 
     @property
     def first(self) -> str:
@@ -92,7 +100,7 @@ class Check:
     """How to verify: providers, shapes of inputs, seed, the caller's data, whom to tell; and what is asked besides.
 
     `fixed` are the inputs that are the same in every run, `oracle` tells whether float64 is asked about everything,
-    `tries` whether the local test tries itself.
+    `tries` whether the local test tries itself, `deployed` whether both models are compared as they are deployed.
     """
 
     providers: Sequence[str]
@@ -104,6 +112,7 @@ class Check:
     fixed: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     oracle: bool = False
     metric: Metric | None = None
+    deployed: bool = True
 
     def local(self, original: ir.Model, planned: ModelPlan, spans: Sequence[Spans]) -> tuple[LocalCheck, ...]:
         """Every region of the folds by itself."""
@@ -132,6 +141,7 @@ class Check:
             return check
         if check.failed or self.oracle:
             check = settle(check, old, new, seed=seed, data=data, fixed=fixed, everything=self.oracle, progress=tell)
+        check = self._under_settings(check, old, new)
         if self.metric is None or data is None:
             return check
         found = measure(self.metric, old, new, provider=provider, data=data, fixed=fixed, progress=tell)
@@ -143,6 +153,20 @@ class Check:
             proves=check.proves and found.proves,
             first_divergence=first,
         )
+
+    def _under_settings(self, check: QuickCheck, old: onnx.ModelProto, new: onnx.ModelProto) -> QuickCheck:
+        """`check` with what the runtime's own optimiser and TF32 do to both models; both are reported apart."""
+        on_cuda = check.provider == "cuda"
+        if not self.deployed and not on_cuda:
+            return check
+        if self.progress is not None:
+            self.progress("comparing as deployed, with the runtime's own optimiser")
+        try:
+            rerun = prepare_rerun(check, old, new, seed=self.seed, data=self.data, fixed=self.fixed)
+        except ProviderError as error:
+            return replace(check, deployed=Deployed(trouble=f"the outputs alone cannot be run: {error.what}"))
+        deployed = deployed_check(rerun, everything=self.oracle) if self.deployed else None
+        return replace(check, deployed=deployed, tf32=tf32_check(rerun) if on_cuda else None)
 
 
 def prepare_check(
@@ -156,6 +180,8 @@ def prepare_check(
         MissingPackageError, ProviderError: onnxruntime or a provider is not there.
     """
     named = each_provider(where.providers)
+    for provider in named:
+        require(provider)
     if wishes.metric is None and wishes.metric_output is not None:
         raise UsageError("an output for decisions, and no decision is asked for", remedy="give --metric as well")
     if wishes.metric is not None and data is None:
@@ -169,7 +195,7 @@ def prepare_check(
         metric = choose_metric(wishes.metric, wishes.metric_output, proto) if wishes.metric is not None else None
     source = source_of(data, model, fixed)
     seed, shapes, tries = where.seed, where.shapes, wishes.self_test
-    return Check(named, shapes, seed, source, progress, tries, fixed, wishes.oracle, metric)
+    return Check(named, shapes, seed, source, progress, tries, fixed, wishes.oracle, metric, wishes.deployed)
 
 
 def source_of(data: DataLike | None, model: ir.Model, fixed: Collection[str] = ()) -> Source | None:
@@ -197,7 +223,9 @@ def demand(report: Report, kind: str = "model", remedy: str = BY_FLAGS) -> None:
         return
     failure: BnfoldError
     if checked.failed:
-        failure = VerificationError(f"the folded {kind} differs: {checked.culprit}", where=report.model)
+        apart = not checked.differs  # equivalent, but for what the optimiser does
+        what = checked.culprit if apart else f"the folded {kind} differs: {checked.culprit}"
+        failure = VerificationError(what, where=report.model, remedy=UNOPTIMISED if apart else "")
     else:
         failure = MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)
     failure.report = report

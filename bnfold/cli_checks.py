@@ -19,6 +19,7 @@ class Asked(TypedDict):
     oracle: bool
     metric: str | None
     metric_output: str | None
+    deployed: bool
 
 
 def asking(command: Command) -> Command:
@@ -27,6 +28,7 @@ def asking(command: Command) -> Command:
     @functools.wraps(command)
     def call(**given: Any) -> Any:
         picked = {name: given.pop(name) for name in ("inputs", "oracle", "metric", "metric_output")}
+        picked["deployed"] = not given.pop("no_deployed")
         return command(**given, asked=Asked(**picked))  # type: ignore[typeddict-item]
 
     decorated: Any = call
@@ -65,4 +67,5 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="What both models must decide alike on --verify-data: class, boxes of a YOLO, class of each pixel.",
     ),
     click.option("--metric-output", metavar="NAME", help="The output to decide by, where there are several."),
+    click.option("--no-deployed", is_flag=True, help="Do not compare with onnxruntime's own optimiser (ENABLE_ALL)."),
 )

@@ -29,6 +29,7 @@ _ONNX_ONLY = {
     "oracle": "--oracle",
     "metric": "--metric",
     "metric_output": "--metric-output",
+    "no_deployed": "--no-deployed",
 }
 _GRAPH_ONLY = {"reduce": "--reduce", "no_merge": "--no-merge", "leftover": "--leftover"}
 
@@ -140,7 +141,7 @@ def check_comparison(context: click.Context, after: str) -> None:
         UsageError: One was given.
     """
     flags = {"data": "--verify-data", "reproduce": "--reproduce", "inputs": "--input", "oracle": "--oracle"}
-    flags |= {"metric": "--metric", "metric_output": "--metric-output"}
+    flags |= {"metric": "--metric", "metric_output": "--metric-output", "no_deployed": "--no-deployed"}
     if is_torch_file(after):
         flags["providers"] = "--provider"
     for name, flag in flags.items():

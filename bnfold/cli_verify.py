@@ -88,7 +88,7 @@ def verify_command(  # noqa: PLR0913
     else:
         terminal.show_verification(console, found)
     reports.of_verification(found, before, after)
-    if reproduce is not None and found.failed:
+    if reproduce is not None and found.differs:
         operators = reproduction.reproduce(
             before, after, found, reproduce, seed=seed, data=data, inputs=asked["inputs"]
         )

@@ -30,7 +30,7 @@ from bnfold.quickcheck import QuickCheck
 from bnfold.runtime import exposing, open_session
 
 #: The oracle is not believed where the original differs from it by more than this many tolerances.
-_BELIEVED = 16.0
+BELIEVED = 16.0
 
 
 def settle(  # noqa: PLR0913
@@ -129,7 +129,7 @@ def _judge_all(  # noqa: PLR0913
         usual = usual or {name: channel_scales(truth[name]) for name in names}
         is_pattern = place >= len(check.runs)
         folded = folding.run(names, feeds)
-        originals = [original.run(names, nudged) for nudged in (feeds, *_nudged(feeds))]
+        originals = [original.run(names, moved) for moved in (feeds, *nudged(feeds))]
         originals += [other.run(names, feeds) for other in others]
         for name in names:
             if is_pattern and not np.isfinite(truth[name]).all():
@@ -138,12 +138,12 @@ def _judge_all(  # noqa: PLR0913
             error = np.max([np.abs(result[name] - truth[name]) for result in originals], axis=0)
             floor = usual[name] if is_pattern else None
             verdict = judge(truth[name], truth[name] + error, folded[name], UNIT_ROUNDOFF[accuracy], floor)
-            verdict = replace(verdict, believed=verdict.original <= _BELIEVED * TOLERANCE[accuracy])
+            verdict = replace(verdict, believed=verdict.original <= BELIEVED * TOLERANCE[accuracy])
             worst[name] = worse(worst.get(name, verdict), verdict)
     return worst
 
 
-def _nudged(feeds: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, npt.NDArray[Any]]]:
+def nudged(feeds: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, npt.NDArray[Any]]]:
     """The inputs off by one rounding, thrice: an error that the original's arithmetic makes anyway, drawn again.
 
     Where a network amplifies rounding, the largest error of one run says little; that of four runs says more.

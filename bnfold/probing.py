@@ -110,7 +110,7 @@ def _probe(model: onnx.ModelProto, fed: Mapping[str, str], provider: str) -> Pro
     graph.node.extend(kept)
     graph.output.extend(outputs)
     for name, kind in fed.items():
-        graph.input.append(onnx.helper.make_tensor_value_info(name, _element(kind), None))
+        graph.input.append(onnx.helper.make_tensor_value_info(name, element_number(kind), None))
     name_nodes(graph)
     held = {output.name for output in outputs}
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in _node_outputs(graph) if name not in held)
@@ -146,7 +146,7 @@ def _is_tensor(kind: str) -> bool:
     return "(" not in kind
 
 
-def _element(kind: str) -> int:
+def element_number(kind: str) -> int:
     """ONNX's number of an element type known by NumPy's name."""
     import onnx  # noqa: PLC0415
 

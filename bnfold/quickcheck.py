@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bnfold.agreement import Agreement
     from bnfold.comparison import TensorComparison
     from bnfold.data_sources import Source
+    from bnfold.deployed import Deployed, Tf32
 
     Arrays = dict[str, NDArray[np.generic]]
 
@@ -52,6 +53,8 @@ class QuickCheck:
         kinds: Names of the patterns that were run besides, in the shapes of the first run (`bnfold.patterns`).
         held: Names of the values that were taken from the original's run in both models, because they may jump.
         agreement: Whether both models decide alike on the caller's data; None where that was not asked.
+        deployed: Both models as people deploy them; None where that was not asked, or nothing was run.
+        tf32: What TF32 does to both; None but on CUDA.
     """
 
     provider: str
@@ -66,6 +69,8 @@ class QuickCheck:
     kinds: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
     agreement: Agreement | None = None
+    deployed: Deployed | None = None
+    tf32: Tf32 | None = None
 
     @property
     def passed(self) -> bool:

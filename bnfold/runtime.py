@@ -1,15 +1,13 @@
 """onnxruntime sessions, honest about providers: what was asked for runs, or a `ProviderError` says why not.
 
 Both sides of a comparison run at `ORT_DISABLE_ALL`: from BASIC upwards onnxruntime folds BatchNorm itself, and the
-difference would be 0.0 by construction. Nothing here about CUDA was seen on a GPU by this module's own tests: the rule
-that judges the placement is a pure function of the assignments, tested with made-up ones.
+difference would be 0.0 by construction.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 import tempfile
 from dataclasses import dataclass
@@ -19,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from bnfold.dataflow import floating_nodes
 from bnfold.drafts import draft_folder
 from bnfold.errors import MissingPackageError, ProviderError
+from bnfold.ort_values import run
+from bnfold.placement import REMEDY, judge_placement, read_profile, read_recorded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     import onnx
@@ -29,21 +29,11 @@ if TYPE_CHECKING:
 
 #: Providers by the names the command line uses.
 PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-#: TF32 rounds inputs to 10 bits; a benchmarked convolution algorithm changes from run to run.
+#: TF32 rounds inputs to 10 bits; a convolution algorithm that is chosen by timing changes from run to run.
 CUDA_OPTIONS: Mapping[str, str] = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 #: Above this many bytes of weights a model is handed over as a file; protobuf itself ends at 2 GiB.
 LARGEST_IN_MEMORY = 2**31 - 2**24
-REMEDY = "use --no-verify to skip the run (the local proof still stands)"
 _NAMES = {"float": "float32", "double": "float64"}
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One node and the provider it was given to, by onnxruntime's names."""
-
-    node: str
-    operator: str
-    provider: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +59,7 @@ class Session:
         if not names:
             return {}  # onnxruntime takes an empty list for all outputs
         with _explained(self.provider):
-            return dict(zip(names, self.handle.run(list(names), dict(feeds)), strict=True))
+            return run(self.handle, self.types, names, feeds)
 
     def confirm_placement(self) -> tuple[str, ...]:
         """What the CPU did for a CUDA session, after its first run: whole-number shape arithmetic at most.
@@ -106,53 +96,12 @@ def name_nodes(graph: onnx.GraphProto) -> None:
         taken.add(node.name)
 
 
-def judge_placement(assignments: Iterable[Assignment], floating: frozenset[str], provider: str) -> tuple[str, ...]:
-    """The nodes that ran elsewhere, as `operator name`, if none of them is on the floating-point data path.
-
-    Args:
-        assignments: Every node and its provider.
-        floating: Names of the nodes on the floating-point data path.
-        provider: The provider that was asked for, by onnxruntime's name.
-
-    Raises:
-        ProviderError: Nothing was recorded, a floating-point node is elsewhere, or a node elsewhere has no name to
-            tell it by.
-    """
-    known = [entry for entry in assignments if not entry.operator.startswith("Memcpy")]
-    if not any(entry.provider == provider for entry in known):
-        raise ProviderError(f"no node was placed on {provider}", remedy="run on the cpu, or " + REMEDY)
-    elsewhere = [entry for entry in known if entry.provider != provider]
-    for entry in elsewhere:
-        if entry.node in floating or not entry.node:
-            raise ProviderError(
-                f"{entry.operator} was placed on {entry.provider} although {provider} was asked for",
-                where=entry.node,
-                remedy="run on the cpu, or " + REMEDY,
-            )
-    return tuple(f"{entry.operator} {entry.node}" for entry in elsewhere)
-
-
-def read_recorded(subgraphs: Iterable[Any]) -> tuple[Assignment, ...]:
-    """Assignments from onnxruntime's own record (`session.record_ep_graph_assignment_info`)."""
-    return tuple(Assignment(node.name, node.op_type, part.ep_name) for part in subgraphs for node in part.get_nodes())
-
-
-def read_profile(path: Path) -> tuple[Assignment, ...]:
-    """Assignments from the profile of a run, for an onnxruntime without the record; the file is removed."""
-    events = json.loads(path.read_text(encoding="utf-8"))
-    path.unlink()
-    kernels = [event for event in events if event["name"].endswith("_kernel_time")]
-    return tuple(
-        Assignment(event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], event["args"]["provider"])
-        for event in kernels
-    )
-
-
-def open_session(
+def open_session(  # noqa: PLR0913
     model: onnx.ModelProto | str | Path,
     provider: str = "cpu",
     *,
     optimised: bool = False,
+    tf32: bool = False,
     threads: int = 0,
     writes: Path | None = None,
 ) -> Session:
@@ -162,6 +111,7 @@ def open_session(
         model: The model with its weights loaded, or the path of its file. Never changed.
         provider: "cpu" or "cuda".
         optimised: Let onnxruntime optimise (ORT_ENABLE_ALL); by default it changes nothing (ORT_DISABLE_ALL).
+        tf32: Let CUDA round the inputs of convolutions and products to TF32, as it does by default.
         threads: Threads within an operator; 0 leaves the choice to onnxruntime.
         writes: Where onnxruntime writes the model that it runs, for a look at what its optimiser did.
 
@@ -170,7 +120,8 @@ def open_session(
         ProviderError: The provider is not there, or cannot run the model.
     """
     onnxruntime = require(provider)
-    choice = [(PROVIDERS["cuda"], dict(CUDA_OPTIONS)), PROVIDERS["cpu"]] if provider == "cuda" else [PROVIDERS["cpu"]]
+    settings = dict(CUDA_OPTIONS) | ({"use_tf32": "1"} if tf32 else {})
+    choice = [(PROVIDERS["cuda"], settings), PROVIDERS["cpu"]] if provider == "cuda" else [PROVIDERS["cpu"]]
     with contextlib.ExitStack() as stack, _explained(provider):
         options = _options(onnxruntime, optimised=optimised, cuda=provider == "cuda")
         options.intra_op_num_threads = threads

@@ -31,9 +31,10 @@ from bnfold.wording import (
     quick_line,
     seconds,
 )
+from bnfold.wording_deployed import setting_lines
 
 #: Facts that stand out.
-_ALARMS = ("differs", "failed", "unproven")
+_ALARMS = ("differs", "failed", "optimiser", "unproven")
 
 #: Reduced BatchNorms that the summary spells out.
 MOST_REDUCED = 6
@@ -213,6 +214,7 @@ def _checks(verification: Verification | None) -> Iterator[tuple[str, str]]:
             yield "decisions", str(quick.agreement)
         if quick.first_divergence is not None:
             yield "differs", f"first at {quick.first_divergence}"
+        yield from setting_lines(quick)
         yield from (("note", note) for note in quick.notes)
     if verification.culprit:
         yield "failed", verification.culprit

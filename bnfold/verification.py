@@ -1,7 +1,7 @@
 """Joins the two tests of equivalence: the local one proves each fold, the end-to-end one guards wiring and provider.
 
-A model passes when no region's local test failed, every region could be run, and both models agree end to end on
-every provider that was asked for.
+A model passes when no region's local test failed, every region could be run, both models agree end to end on every
+provider that was asked for, and the folded model is no worse off with the runtime's own optimiser than the original is.
 """
 
 from __future__ import annotations
@@ -27,12 +27,23 @@ class Verification:
     @property
     def passed(self) -> bool:
         """Whether everything was run and nothing differs."""
-        return all(local.passed for local in self.local) and all(quick.passed for quick in self.quick)
+        every = all(local.passed for local in self.local) and all(quick.passed for quick in self.quick)
+        return every and self.deployed_failure is None
 
     @property
     def failed(self) -> bool:
         """Whether something was run and differs; neither `passed` nor `failed` means that nothing was proven."""
+        return self.differs or self.deployed_failure is not None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the models themselves differ, without the runtime's own optimiser."""
         return any(local.failed for local in self.local) or any(quick.failed for quick in self.quick)
+
+    @property
+    def deployed_failure(self) -> QuickCheck | None:
+        """The first provider on which the runtime's own optimiser gets the folded model wrong, the original not."""
+        return next((quick for quick in self.quick if quick.deployed is not None and quick.deployed.failed), None)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -53,6 +64,8 @@ class Verification:
                 return f"on {quick.provider} {quick.agreement}"
             if quick.failed:
                 return f"the first tensor that differs on {quick.provider} is {quick.first_divergence}"
+        if self.deployed_failure is not None and self.deployed_failure.deployed is not None:
+            return f"on {self.deployed_failure.provider} {self.deployed_failure.deployed.failure}"
         return ""
 
     @property

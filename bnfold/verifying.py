@@ -43,6 +43,7 @@ def verify(
     oracle: bool = ...,
     metric: str | None = ...,
     metric_output: str | None = ...,
+    deployed: bool = ...,
     progress: Progress | None = ...,
 ) -> Verification: ...
 
@@ -60,18 +61,21 @@ def verify(  # noqa: PLR0913
     oracle: bool = False,
     metric: str | None = None,
     metric_output: str | None = None,
+    deployed: bool = True,
     progress: Progress | None = None,
 ) -> Verification:
     """Run two models on the same inputs, unoptimised, and compare their outputs and inner tensors of equal name.
+
+    Then their outputs as they are deployed, with the runtime's own optimiser, unless `deployed` says not to.
 
     A PyTorch module is compared with another one, or with an ONNX model of it, by their outputs in order: on the given
     `example_inputs`, numbers of their shapes, and other sizes. Args and errors as `fold`; a difference is no error here
     but in the result.
     """
-    wishes = Wishes(inputs, oracle, metric, metric_output)
+    wishes = Wishes(inputs, oracle, metric, metric_output, deployed=deployed)
     if is_module(before) or is_module(after):
         loaded = after if is_module(after) else opened(cast("ModelLike", after))[0]
-        return verify_torch(before, loaded, example_inputs, (shapes, data is not None, wishes),
+        return verify_torch(before, loaded, example_inputs, (shapes, data is not None, wishes, not deployed),
                             providers=each_provider(providers), seed=seed, progress=progress)  # fmt: skip
     if example_inputs is not None:
         raise UsageError("example_inputs are for PyTorch modules", where="verify", remedy="data=... is for ONNX models")

@@ -145,15 +145,21 @@ def verified(verification: Verification | None) -> str:
         return "not verified"
     if not verification.passed:
         return "verification failed" if verification.failed else "nothing proven"
+    from bnfold.wording_deployed import warned  # noqa: PLC0415  # loads NumPy
+
     where = " and ".join(map(provider_name, verification.providers))
-    return f"verified on {where}" if where else "verified"
+    return (f"verified on {where}" if where else "verified") + warned(verification)
 
 
 def compared(before: str, verification: Verification) -> str:
     """The result of `verify`, as a clause."""
     if verification.failed:
-        return f"differs from {before}: {verification.culprit}"
-    return f"equivalent to {before} on {' and '.join(map(provider_name, verification.providers))}"
+        relation = "differs from" if verification.differs else "as verified equal to"
+        return f"{relation} {before}: {verification.culprit}"
+    from bnfold.wording_deployed import warned  # noqa: PLC0415  # as above
+
+    where = " and ".join(map(provider_name, verification.providers))
+    return f"equivalent to {before} on {where}{warned(verification)}"
 
 
 def local_line(checks: Sequence[LocalCheck]) -> str:

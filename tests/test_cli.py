@@ -203,7 +203,7 @@ def test_every_command_has_its_flags() -> None:
     checking = {"--provider", "--shape", "--seed", "--verify-data", "--batch-size", "--samples", "--preset"}
     checking |= {f"--image-{what}" for what in ("size", "resize", "mean", "std", "scale", "order")}
     opening = {"--model", "--trust-pickle"}
-    asking = {"--input", "--oracle", "--metric", "--metric-output"}
+    asking = {"--input", "--oracle", "--metric", "--metric-output", "--no-deployed"}
     how = {"--method", "--momentum", "--variance", "--memory", "--force", "--unshare"}
     assert found == {
         "fold": {"--output", "--require-all", "--no-verify", "--self-test", "--manifest", "--calibrate"}

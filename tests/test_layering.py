@@ -44,10 +44,10 @@ TABLE = {
     ),
     "machine": row(
         3,
-        "runtime providers data dataflow data_sources data_rows data_fit data_files data_images data_pixels "
-        "data_callable",
+        "runtime placement ort_values providers data dataflow data_sources data_rows data_fit data_files data_images "
+        "data_pixels data_callable",
         "values",
-        "numpy onnx onnx_ir onnxruntime PIL",
+        "numpy onnx onnx_ir onnxruntime ml_dtypes PIL",
     ),
     "engine": row(
         4,
@@ -58,8 +58,9 @@ TABLE = {
     ),
     "checks": row(
         4,
-        "agreement boxes examining feeds inputs interfaces metrics patterns probing quickcheck localcheck localsizes "
-        "constantcheck oracle selftest verification torchcheck torch_compared torch_running exportcheck",
+        "agreement boxes deployed deploying holding rerunning examining feeds inputs interfaces metrics patterns "
+        "probing quickcheck localcheck localsizes constantcheck oracle selftest verification torchcheck torch_compared "
+        "torch_running exportcheck",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch ml_dtypes",
     ),
@@ -77,7 +78,7 @@ TABLE = {
         6,
         "__main__ cli cli_bench cli_checks cli_commands cli_data cli_fold cli_inspect cli_options cli_recalibrate "
         "cli_report cli_torch cli_unfold cli_verify "
-        "launch terminal wording pages.*",
+        "launch terminal wording wording_deployed pages.*",
         "values arrays graph carriers frontends machine engine checks report library",
         "click jinja2 matplotlib numpy rich torch",
     ),
@@ -114,6 +115,7 @@ EXCEPTIONS = {
     "torch_compared": {"frontends.torch_capture"},  # a copy in float64
     "torch_running": {"frontends.torch_capture", "frontends.torch_decisions"},  # other sizes, forced decisions
     "oracle": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
+    "deploying": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
 }
 
 #: Only inside functions: the rest of bnfold works without them, and `import bnfold` must not wait for them.

@@ -14,6 +14,7 @@ import bnfold
 from bnfold.agreement import Agreement, Count
 from bnfold.comparison import TensorComparison
 from bnfold.decision import Folded, Kept, Reason, Reduced, Refusal, Subject
+from bnfold.deployed import Deployed, LevelErrors, Moved, Tf32
 from bnfold.judging import Errors
 from bnfold.localcheck import LocalCheck
 from bnfold.quickcheck import QuickCheck
@@ -61,6 +62,13 @@ REPORT = Report(
                 proves=True,
                 kinds=("zeros", "ones"),
                 agreement=Agreement("top1", "y", 10, Count(10, 8, 9, 1, "sample 4: class 1 became 7")),
+                deployed=Deployed(
+                    original=Moved((TensorComparison("y", (2, 8), "float32", 0.5, 1.0, 0.001),)),
+                    folded=Moved((), "no kernel for Foo"),
+                    errors=(LevelErrors("y", 1e-7, 2e-7, 0.5, None),),
+                    notes=("Another note.",),
+                ),
+                tf32=Tf32(Moved(), Moved((TensorComparison("y", (2, 8), "float32", 1e-4, 1.0, 0.03125, passed=True),))),
             ),
         ),
     ),

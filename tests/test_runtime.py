@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper, save
 from bnfold import runtime
 from bnfold.dataflow import floating_nodes
 from bnfold.errors import MissingPackageError, ProviderError
-from bnfold.runtime import Assignment, explain, judge_placement, open_session, read_profile, read_recorded
+from bnfold.placement import Assignment, judge_placement, read_profile, read_recorded
+from bnfold.runtime import explain, open_session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +89,24 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_args, **_named: cpu_only)
     with pytest.raises(ProviderError, match="fell back to CPUExecutionProvider although cuda was asked for"):
         open_session(small(), "cuda")
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_on_cuda_tf32_is_off_unless_asked_for_and_the_algorithm_search_is_pinned(
+    monkeypatch: pytest.MonkeyPatch, tf32: bool
+) -> None:
+    given: list[object] = []
+    made = SimpleNamespace(get_providers=lambda: [CUDA, CPU], get_inputs=list, get_outputs=list)
+
+    def session(_model: object, options: onnxruntime.SessionOptions, providers: list[object]) -> object:
+        given.extend([options.use_deterministic_compute, *providers])
+        return made
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    assert open_session(small(), "cuda", tf32=tf32).handle is made
+    settings = {"use_tf32": "1" if tf32 else "0", "cudnn_conv_algo_search": "DEFAULT"}
+    assert given == [True, (CUDA, settings), CPU]
 
 
 def test_an_unknown_provider_is_refused() -> None:

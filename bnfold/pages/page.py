@@ -77,7 +77,8 @@ class Page:
 
 def _judged(verification: Verification, done: str) -> Verdict:
     if verification.failed:
-        return Verdict("bad", "Not equivalent", verification.culprit)
+        headline = "Not equivalent" if verification.differs else "Equivalent, but wrong as deployed"
+        return Verdict("bad", headline, verification.culprit)
     if not verification.passed:
         return Verdict("unproven", "Nothing proven", verification.doubt)
     return Verdict("good", "Equivalent", ", ".join(part for part in (done, verified(verification)) if part))

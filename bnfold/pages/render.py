@@ -28,6 +28,7 @@ from bnfold.wording import (
     recalibrated,
     seconds,
 )
+from bnfold.wording_deployed import setting_lines
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -113,6 +114,7 @@ def _environment(*, escapes: bool) -> Environment:
         "outcome": outcome, "kind": _kind, "figure": _figure, "data_size": data_size, "local_line": local_line,
         "oracle_line": oracle_line, "quick_line": quick_line,
         "each_way": each_way, "kept_groups": kept_groups, "provider_name": provider_name,
+        "setting_lines": setting_lines,
         "recalibrated": recalibrated, "md": _md, "seconds": seconds, "bench_notes": bench_notes,
     }  # fmt: skip
     made.filters.update(filters)

@@ -22,13 +22,20 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
         local           a list of {batchnorms, passed, ratio, tensor, note, damaged}; ratio null when it could not be
                         run; damaged {weight, ratio, seen}, a weight damaged on purpose; null unless asked for
         end_to_end      one for each provider: {provider, passed, failed, proves, first_divergence, runs, patterns,
-                        outputs, inner, agreement, notes}; runs map inputs to shapes; patterns are the kinds of inputs
-                        that were run besides, in the shapes of the first run; outputs and inner are lists of {name,
-                        shape, dtype, passed, compared, error, scale, tolerance, oracle, index, note}
+                        outputs, inner, agreement, deployed, tf32, notes}; runs map inputs to shapes; patterns are the
+                        kinds of inputs that were run besides, in the shapes of the first run; outputs and inner are
+                        lists of {name, shape, dtype, passed, compared, error, scale, tolerance, oracle, index, note}
             oracle      null where float64 was not asked or is not believed, else {original, folded, ratio}: both
                         errors relative to the tensor's scale, and the folded one's in units of what is allowed
             agreement   null without --metric, else {metric, output, samples, decisions, same, clear, different,
                         first}: clear decisions are not within rounding, different ones are clear and not the same
+            deployed    null with --no-deployed, of a PyTorch module, and where nothing could be run, else what the
+                        runtime's own optimiser does: {level, failed, blame,
+                        trouble, original, folded, between, errors, notes}; blame is "neither", "original", "folded" or
+                        "both"; original and folded are {trouble, outputs}, each model against itself unoptimised, and
+                        between is both as deployed; errors are of {name, original, folded, original_deployed,
+                        folded_deployed} against float64, the last two null where the model cannot be run so
+            tf32        null but on CUDA, else what TF32 does, which is no part of the verdict: {original, folded}
     notes           a list of sentences
     scales          of each BatchNorm gamma / sqrt(var + epsilon): {name, channels, negative, zero, quantiles}, how
                     many are below zero and zero, and of their absolute values the smallest, the quartiles, the largest
@@ -44,6 +51,7 @@ from typing import TYPE_CHECKING
 
 from bnfold.decision import Decision, Folded, Kept, Reduced, Refusal, Subject
 from bnfold.report.figures import Json, figure, text
+from bnfold.report.settings_json import deployed_json, tf32_json
 
 if TYPE_CHECKING:
     from bnfold.agreement import Agreement
@@ -171,6 +179,8 @@ def _quick(check: QuickCheck) -> Json:
         "outputs": [_comparison(entry) for entry in check.comparisons],
         "inner": [_comparison(entry) for entry in check.inner],
         "agreement": None if check.agreement is None else _agreement(check.agreement),
+        "deployed": None if check.deployed is None else deployed_json(check.deployed, _comparison),
+        "tf32": None if check.tf32 is None else tf32_json(check.tf32, _comparison),
         "notes": list(check.notes),
     }
 
