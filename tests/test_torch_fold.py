@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from test_torch_guards import Net, conv
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_models import alive, assert_same, fold, names, reasons, sample
+from zoo.functional import Net, conv
 from zoo.vision import _operators
 
 import bnfold
