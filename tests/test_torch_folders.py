@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import torch_build, torch_folders, torch_judge, torch_nets, torch_speed, torch_table
+from benchmarks import torch_build, torch_folders, torch_judge, torch_legend, torch_nets, torch_speed, torch_table
 from benchmarks.coverage_build import Facts
 from benchmarks.coverage_judge import Outcome
 from benchmarks.coverage_nets import NETS, Net
@@ -191,6 +191,20 @@ def test_what_small_modules_show_is_in_the_table_of_networks_too() -> None:
     text = torch_table.page(rows, {"bnfold": right, "torch.fx fuse": wrong})
     assert f"| {len(CASES)} small modules | see below |  |  |  | all right | **1 WRONG**, 2 fail | - |" in text
     assert "* own fuse: their package brings none for other." in text
+
+
+def test_the_page_in_the_repository_is_whole_and_nothing_in_it_is_by_hand() -> None:
+    text = (torch_folders._ROOT / "benchmarks" / "TORCH.md").read_text(encoding="utf-8")
+    assert f"* {len(torch_nets.TORCH_NETS)} networks, {len(torch_nets.TORCH_NETS)} built, " in text
+    assert "0 of their cells not measured." in text
+    assert "| not measured" not in text
+    assert all(f"| {net.name} (" in text for net in torch_nets.TORCH_NETS)
+    assert all(f"| {case.title} |" in text for case in CASES)
+    for prose in (torch_legend.LEGEND, torch_legend.LEGEND_SMALL, torch_legend.LUCK):
+        assert prose in text
+        text = text.replace(prose, "")
+    known = ("| ", "|-", "* ", "# ", "## ", "What was said where a tool failed:", "None stays in", "Versions: ")
+    assert [line for line in text.splitlines() if line and not line.startswith(known)] == []
 
 
 def test_what_is_not_measured_is_said_to_be_that_and_counts_for_nothing(folder: Path, tmp_path: Path) -> None:
