@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -205,6 +206,25 @@ def test_the_page_in_the_repository_is_whole_and_nothing_in_it_is_by_hand() -> N
         text = text.replace(prose, "")
     known = ("| ", "|-", "* ", "# ", "## ", "What was said where a tool failed:", "None stays in", "Versions: ")
     assert [line for line in text.splitlines() if line and not line.startswith(known)] == []
+
+
+def test_the_readme_says_what_the_page_says() -> None:
+    page = (torch_folders._ROOT / "benchmarks" / "TORCH.md").read_text(encoding="utf-8")
+    readme = " ".join((torch_folders._ROOT / "README.md").read_text(encoding="utf-8").split())
+    sums = dict(re.findall(r"^\* ([^:]+): .* error; (\d+ of \d+) BatchNorms left", page, re.MULTILINE))
+    left = {tool: text.split(" of ")[0] for tool, text in sums.items()}
+    exact, ratio = zip(*re.findall(r"at most (\S+); right .*, at most (\S+) times", page), strict=True)
+    assert left["jit.freeze"] == left["inductor freezing"]
+    for claim in (
+        f"{len(torch_nets.TORCH_NETS)} live networks ({sums['bnfold'].split(' of ')[1]} BatchNorms;",
+        f"bnfold leaves {left['bnfold']} (",
+        f"with `as_graph=True` {left['bnfold as_graph']}",
+        f"`torch.jit.freeze` and inductor's freezing {left['jit.freeze']}",
+        f"fails on the YOLOs, {sums['torch.fx fuse']}",
+        f"exact to {max(map(float, exact)):.0e}",
+        f"no channel errs more than {max(map(float, ratio)):.2g} times",
+    ):
+        assert claim in readme, claim
 
 
 def test_what_is_not_measured_is_said_to_be_that_and_counts_for_nothing(folder: Path, tmp_path: Path) -> None:
