@@ -13,23 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from tests.zoo.functional import Net, conv
 from tests.zoo.lively import enliven
 
 _IMAGE, _LARGER = (2, 3, 9, 9), (3, 3, 13, 12)
-
-
-class Net(nn.Module):
-    """A module whose forward pass is a function of itself and x."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.code = forward
-        for name, part in parts.items():
-            self.add_module(name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the function makes of x."""
-        return self.code(self, x)
 
 
 @dataclass(frozen=True)
@@ -75,30 +62,26 @@ def _numbers(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _conv(inputs: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(inputs, 4, 3, bias=False)
-
-
 def _plain() -> Net:
-    return Net(lambda s, x: s.bn(s.conv(x)), conv=_conv(), bn=nn.BatchNorm2d(4))
+    return Net(lambda s, x: s.bn(s.conv(x)), conv=conv(), bn=nn.BatchNorm2d(4))
 
 
 def _called_twice() -> Net:
-    return Net(lambda s, x: s.bn(s.conv(x)) + s.conv(x), conv=_conv(), bn=nn.BatchNorm2d(4))
+    return Net(lambda s, x: s.bn(s.conv(x)) + s.conv(x), conv=conv(), bn=nn.BatchNorm2d(4))
 
 
 def _two_batchnorms() -> Net:
-    parts = {"conv": _conv(), "bn": nn.BatchNorm2d(4), "other": nn.BatchNorm2d(4)}
+    parts = {"conv": conv(), "bn": nn.BatchNorm2d(4), "other": nn.BatchNorm2d(4)}
     return Net(lambda s, x: s.bn(s.conv(x)) + s.other(s.conv(x)), **parts)
 
 
 def _two_names() -> Net:
-    conv = _conv()
-    return Net(lambda s, x: s.bn(s.conv(x)) + s.other(x), conv=conv, bn=nn.BatchNorm2d(4), other=conv)
+    layer = conv()
+    return Net(lambda s, x: s.bn(s.conv(x)) + s.other(x), conv=layer, bn=nn.BatchNorm2d(4), other=layer)
 
 
 def _tied() -> Net:
-    encoder, decoder = _conv(), nn.ConvTranspose2d(4, 3, 3)
+    encoder, decoder = conv(), nn.ConvTranspose2d(4, 3, 3)
     decoder.weight = encoder.weight  # as in an autoencoder
     return Net(lambda s, x: s.last(s.bn(s.conv(x))), conv=encoder, bn=nn.BatchNorm2d(4), last=decoder)
 
@@ -109,7 +92,7 @@ def _read_twice() -> Net:
         result: Tensor = s.bn(y) + y.sigmoid()
         return result
 
-    return Net(forward, conv=_conv(), bn=nn.BatchNorm2d(4))
+    return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4))
 
 
 def _linear() -> Net:
@@ -122,7 +105,7 @@ def _wider_linear() -> Net:
 
 def _transposed(groups: int, outputs: int) -> Net:
     layer = nn.ConvTranspose2d(4, outputs, 3, stride=2, groups=groups)
-    parts = {"stem": _conv(), "conv": layer, "bn": nn.BatchNorm2d(outputs)}
+    parts = {"stem": conv(), "conv": layer, "bn": nn.BatchNorm2d(outputs)}
     return Net(lambda s, x: s.bn(s.conv(s.stem(x))), **parts)
 
 
@@ -132,7 +115,7 @@ def _fixed_sizes() -> Net:
         result: Tensor = s.last(mean)
         return result
 
-    return Net(forward, conv=_conv(), bn=nn.BatchNorm2d(4), last=nn.Linear(4, 5))
+    return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4), last=nn.Linear(4, 5))
 
 
 def _train(module: nn.Module) -> None:

@@ -33,7 +33,8 @@ from benchmarks.coverage_run import Examined, Limits, installed, process
 from benchmarks.torch_cases import CASES
 from benchmarks.torch_judge import NOTHING
 from benchmarks.torch_nets import TORCH_NETS
-from benchmarks.torch_table import UNMEASURED, Small, page
+from benchmarks.torch_sums import UNMEASURED
+from benchmarks.torch_table import Small, page
 from benchmarks.torch_tools import SMALL, WHOLE
 
 _ROOT = Path(__file__).resolve().parents[1]

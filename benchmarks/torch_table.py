@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 from benchmarks.coverage_judge import Outcome
@@ -12,54 +11,13 @@ from benchmarks.coverage_run import Examined, installed
 from benchmarks.coverage_table import bad, reasons
 from benchmarks.frontier import as_markdown
 from benchmarks.torch_cases import CASES
-from benchmarks.torch_nets import TORCH_NETS
-from benchmarks.torch_tools import WHOLE
+from benchmarks.torch_legend import LEGEND, LEGEND_SMALL, LUCK
+from benchmarks.torch_sums import UNMEASURED, columns, is_accurate, is_exact, measured, summary, without_figure
 
-#: In place of an outcome, where nobody has asked for one yet.
-UNMEASURED = "not measured"
 #: The outcomes of one tool by the keys of the small modules.
 Small: TypeAlias = Mapping[str, Outcome]
-
-LEGEND = """\
-A cell is `BatchNorms left (error in float64; accuracy in float32)`. The first figure is the largest error of any output
-channel of its scale, where the tool folds the network in float64; at most 1e-10 is right. The second is the largest
-error of any channel of the float32 network against float64, as a multiple of the original's own error there (16
-roundings are added to it); at most 4 is right. WRONG: an error above 1e-3 of an output's scale. INEXACT: above 1e-10 in
-float64. INACCURATE: above 4. ERROR: the tool raised. CRASH: its process died. TIMEOUT: it did not end. UNPROVEN: the
-network is dead or chaotic, no figure at its outputs proves anything.
-
-BatchNorms left are those that one run of the result goes through: the batch_norm operators that are called, for
-TorchScript those in the frozen graph, and for inductor, which takes a BatchNorm apart, those of which the frozen graph
-has arithmetic left. "bnfold" gives the module's own class back, which can hold less than a graph: branches are not
-merged. "bnfold as_graph" makes a torch.fx.GraphModule of it. torch.fx knows torch's own classes and no subclass, such
-as timm's BatchNormAct2d. "own fuse" is timm's `reparameterize_model` or ultralytics' `fuse()`, written for their own
-classes; "-" where there is none. jit.freeze works on the traced module. Of inductor, the frozen graph is run by
-torch's own kernels, without oneDNN's packed weights, and no code is generated. "?": the tool failed in float64.
-
-Original and result are compared on 64 images; the class scores of the YOLOs are lifted (see the end)."""
-
-LUCK = """\
-A fold rounds its weights anew, and the second figure is a ratio of two largest roundings: in one of many channels the
-original may err by little. An earlier table, on 16 images and without the lift, had two networks above 4:
-
-* YOLOv8n, 4.7 to 6.3 with every tool. An untrained YOLO gives class scores of about sigmoid(-10), so that the scale and
-  the error of a channel are those of one number: of 1344 in a channel one held up to 99.9 % of the sum of the squared
-  errors. In the worst channel the net folded by its own fuse() erred 6.0 times as much as the original, in another one
-  the original 7.7 times as much as that; on 160 other images it was 4.1 and 2.5. The folded weights, rounded once and
-  run in float64, erred 0.3 times as much as the original: the rest is the order of sums. More images do not help. Here
-  the biases of the class scores, which have no BatchNorm, are lifted by 10 in all three YOLOs: the scores lie between 0
-  and 1 as those of a trained one do on objects, and hundreds of numbers are near a channel's scale.
-* LeViT, 4.1 with bnfold, which folds 52 BatchNorms (timm's own 3.5, others 2.1 to 3.4 for 4). A channel of a
-  classifier's output is one number an image. On 48 other images the worst was 2.6 (timm's 2.3). What is no luck: over
-  all numbers the root mean square of the error is 1.6 times the original's (timm's 1.5), of which 1.4 is there in
-  float64 too: the one rounding of each folded weight."""
-
-LEGEND_SMALL = """\
-Each in float64, compared on other numbers and at other sizes than the tool was told. A cell is the number of BatchNorms
-left where the result is right, WRONG and the error of the output's scale, ERROR where the tool raised, BROKEN where
-what it made cannot be run. `fuse_modules` of torch.ao and `torch.nn.utils.fusion` are told the pair by the caller, who
-has to know better: what they get wrong is what a caller has to look after. "bnfold as_graph" is BROKEN where the graph
-refuses an input of another size than its own: the module's code had made that size a number."""
+#: Kinds of outcomes of small modules without a number that could be wrong.
+_FAILURES = ("ERROR", "BROKEN", "CRASH", "TIMEOUT")
 
 
 def cell(outcome: Outcome | None) -> str:
@@ -84,18 +42,32 @@ def cell_small(outcome: Outcome | None) -> str:
     return f"**{outcome.kind}{size if outcome.kind == 'WRONG' else ''}**"
 
 
-def networks(found: Sequence[Examined]) -> list[list[str]]:
-    """A heading, and a row for each network."""
-    tools = [tool for tool in WHOLE if any(tool in examined.outcomes for examined in found)]
-    table = [["network", "net", "BN", *tools]]
+def networks(found: Sequence[Examined], cases: Mapping[str, Small]) -> list[list[str]]:
+    """A heading, a row for each network, and one of what the small modules add up to."""
+    tools = columns(found)
+    table = [["network", "net", "BN", "right in float64", "right in float32", *tools]]
     for examined in found:
         title = f"{examined.net.name} ({examined.net.source})"
         if examined.facts is None:
-            table.append([title, f"**{examined.trouble}**", "", *("" for _ in tools)])
+            table.append([title, f"**{examined.trouble}**", "", "", "", *("" for _ in tools)])
             continue
+        made = [outcome for outcome in examined.outcomes.values() if outcome.batchnorms is not None]
+        held = [f"{sum(map(is_held, made))} of {len(made)}" for is_held in (is_exact, is_accurate)]
         cells = [cell(examined.outcomes.get(tool)) for tool in tools]
-        table.append([title, examined.facts.state, str(examined.facts.batchnorms), *cells])
-    return table
+        table.append([title, examined.facts.state, str(examined.facts.batchnorms), *held, *cells])
+    sums = [_sum_of_small(cases[tool]) if tool in cases else "-" for tool in tools]
+    return [*table, [f"{len(CASES)} small modules", "see below", "", "", "", *sums]]
+
+
+def _sum_of_small(column: Small) -> str:
+    """How many small modules a tool gets wrong, and on how many it fails."""
+    kinds = Counter(outcome.kind for outcome in column.values())
+    parts = [f"**{kinds['WRONG']} WRONG**"] if kinds["WRONG"] else []
+    if fails := sum(kinds[kind] for kind in _FAILURES):
+        parts.append(f"{fails} {'fails' if fails == 1 else 'fail'}")
+    if later := len(CASES) - len(column):
+        parts.append(f"{later} {UNMEASURED}")
+    return ", ".join(parts) or "all right"
 
 
 def small_modules(found: Mapping[str, Small]) -> list[list[str]]:
@@ -103,40 +75,9 @@ def small_modules(found: Mapping[str, Small]) -> list[list[str]]:
     rows = ([case.title, *(cell_small(column.get(case.key)) for column in found.values())] for case in CASES)
     table = [["", *found], *rows]
     counts = [Counter(outcome.kind for outcome in column.values()) for column in found.values()]
-    for kinds, title in ((("WRONG",), "wrong numbers"), (("ERROR", "BROKEN", "CRASH", "TIMEOUT"), "fails")):
+    for kinds, title in ((("WRONG",), "wrong numbers"), (_FAILURES, "fails")):
         table.append([title, *(f"{sum(count[kind] for kind in kinds)} of {len(CASES)}" for count in counts)])
     return table
-
-
-def summary(found: Sequence[Examined]) -> list[str]:
-    """What the table of networks adds up to, one sentence for each tool."""
-    there = [examined for examined in found if examined.facts is not None]
-    alive = sum(examined.facts is not None and examined.facts.state == "alive" for examined in there)
-    later = sum(examined.trouble == UNMEASURED for examined in found)
-    lines = [f"{len(found)} networks, {later} not measured, {len(there)} built, {alive} of them alive."]
-    names = {examined.net.name for examined in found}
-    if absent := [net.name for net in TORCH_NETS if net.name not in names]:
-        lines.append(f"Not in this run: {', '.join(absent)}.")
-    for tool in WHOLE:
-        outcomes = [examined.outcomes[tool] for examined in _measured(there) if tool in examined.outcomes]
-        if not outcomes:
-            continue
-        kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(o.kind for o in outcomes).most_common())
-        left = sum(o.batchnorms or 0 for o in outcomes if not o.is_bad)
-        exact = max((o.exact for o in outcomes if o.exact is not None), default=float("nan"))
-        ratio = max((o.ratio for o in outcomes if o.ratio is not None), default=float("nan"))
-        lines.append(
-            f"{tool}: {kinds}; {left} left in what is not bad; at most {exact:.0e} in float64 and {ratio:.2g} times "
-            "the original's error in float32."
-        )
-    return lines
-
-
-def _measured(found: Sequence[Examined]) -> list[Examined]:
-    """Without what nobody has asked for."""
-    return [
-        replace(row, outcomes={tool: o for tool, o in row.outcomes.items() if o.kind != UNMEASURED}) for row in found
-    ]
 
 
 def failures(found: Mapping[str, Small]) -> list[str]:
@@ -154,16 +95,22 @@ def page(found: Sequence[Examined], cases: Mapping[str, Small]) -> str:
     """Everything as one page of Markdown."""
     versions = ", ".join(f"{package} {installed(package) or 'not installed'}" for package in _SHOWN)
     parts = [
-        "# Folders of PyTorch modules", LEGEND, as_markdown(networks(found)), _list(summary(found)),
-        "## What is not right", _list(bad(_measured(found))) or "Nothing.",
+        "# Folders of PyTorch modules", LEGEND, as_markdown(networks(found, cases)), _list(summary(found)),
+        "## What is not right, and what has no figure",
+        _list([*bad(measured(found)), *without_figure(found)]) or "Nothing.",
         "## Small modules", LEGEND_SMALL, as_markdown(small_modules(cases)),
         "What was said where a tool failed:", _list(failures(cases)) or "Nothing.",
-        "## Why BatchNorms stay (bnfold)", "\n".join(reasons(found, "bnfold")),
-        "## Why BatchNorms stay (bnfold as_graph)", "\n".join(reasons(found, "bnfold as_graph")),
+        "## Why BatchNorms stay (bnfold)", _reasons(found, "bnfold"),
+        "## Why BatchNorms stay (bnfold as_graph)", _reasons(found, "bnfold as_graph"),
         "## What a ratio of two errors is worth", LUCK,
-        f"Versions: {versions}.",
+        f"Versions: {versions}; the sources of bnfold that all of its figures are of: {installed('bnfold')}.",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _reasons(found: Sequence[Examined], tool: str) -> str:
+    heading, line, *rows = reasons(found, tool)
+    return "\n".join([heading, line, *rows]) if rows else "None stays in what was measured."
 
 
 _SHOWN = ("torch", "timm", "ultralytics", "numpy")

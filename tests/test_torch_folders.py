@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import torch_build, torch_folders, torch_judge, torch_nets, torch_speed, torch_table
+from benchmarks import torch_build, torch_folders, torch_judge, torch_legend, torch_nets, torch_speed, torch_table
+from benchmarks.coverage_build import Facts
 from benchmarks.coverage_judge import Outcome
 from benchmarks.coverage_nets import NETS, Net
 from benchmarks.coverage_run import Examined, Limits
@@ -146,7 +148,7 @@ def test_a_process_that_leaves_nothing_is_a_crash_and_a_missing_package_is_named
     assert torch_folders.examine(UNET, tmp_path, Limits(), []).trouble == "not built: CRASH, Killed"
     monkeypatch.setattr(torch_folders, "find_spec", lambda package: None)
     row = torch_folders.examine(Net("yolov8n", "ultralytics"), tmp_path, Limits(), [])
-    assert "**ultralytics is not installed**" in torch_table.networks([row])[1]
+    assert "**ultralytics is not installed**" in torch_table.networks([row], {})[1]
 
 
 def test_the_page_counts_what_is_wrong_and_says_so() -> None:
@@ -161,6 +163,70 @@ def test_the_page_counts_what_is_wrong_and_says_so() -> None:
     assert "**not built: CRASH, Killed**" in text
 
 
+ROW = Facts(12, 40, change=0.5, moved=0.0, error=0.0)
+
+
+def test_a_row_counts_what_is_right_in_float64_and_in_float32() -> None:
+    found = {
+        "bnfold": Outcome("right", 0, ratio=4.0, exact=1e-10),
+        "torch.fx fuse": Outcome("INEXACT", 0, ratio=1.0, exact=1.1e-10),
+        "jit.freeze": Outcome("INACCURATE", 0, ratio=4.1, exact=1e-14),
+        "own fuse": Outcome("right", 3, ratio=1.0, detail="in float64: TypeError: no such kernel"),
+        "inductor freezing": Outcome("TIMEOUT", detail="no result after 900 seconds"),
+    }
+    text = torch_table.page([Examined(UNET, ROW, outcomes=found)], {})
+    assert "| unet (own) | alive | 12 | 2 of 4 | 3 of 4 | 0 (1e-10; 4) |" in text
+    assert "* own fuse: 1 right in float32 alone; within 1e-10 in float64 0 of 1, " in text
+    assert "* own fuse, unet: right in float32 alone, in float64: TypeError: no such kernel" in text
+    assert "3 of 12 BatchNorms left" in text
+    assert "* inductor freezing, unet: TIMEOUT, no result after 900 seconds" in text
+    dead = Examined(UNET, replace(ROW, change=0.0), outcomes={"bnfold": Outcome("UNPROVEN", 0, ratio=1.0, exact=0.0)})
+    assert "| unet (own) | dead | 12 | 0 of 1 | 0 of 1 | UNPROVEN 0 (0e+00; 1) |" in torch_table.page([dead], {})
+
+
+def test_what_small_modules_show_is_in_the_table_of_networks_too() -> None:
+    right = {case.key: Outcome("right", 0) for case in CASES}
+    wrong = right | {"plain": Outcome("WRONG", 0, exact=0.25), "tied": Outcome("ERROR"), "linear": Outcome("BROKEN", 0)}
+    found = {tool: Outcome("right", 0, ratio=1.0, exact=0.0) for tool in ("bnfold", "torch.fx fuse", "own fuse")}
+    rows = [Examined(UNET, ROW, outcomes=found), Examined(replace(UNET, name="other"), ROW)]
+    text = torch_table.page(rows, {"bnfold": right, "torch.fx fuse": wrong})
+    assert f"| {len(CASES)} small modules | see below |  |  |  | all right | **1 WRONG**, 2 fail | - |" in text
+    assert "* own fuse: their package brings none for other." in text
+
+
+def test_the_page_in_the_repository_is_whole_and_nothing_in_it_is_by_hand() -> None:
+    text = (torch_folders._ROOT / "benchmarks" / "TORCH.md").read_text(encoding="utf-8")
+    assert f"* {len(torch_nets.TORCH_NETS)} networks, {len(torch_nets.TORCH_NETS)} built, " in text
+    assert "0 of their cells not measured." in text
+    assert "| not measured" not in text
+    assert all(f"| {net.name} (" in text for net in torch_nets.TORCH_NETS)
+    assert all(f"| {case.title} |" in text for case in CASES)
+    for prose in (torch_legend.LEGEND, torch_legend.LEGEND_SMALL, torch_legend.LUCK):
+        assert prose in text
+        text = text.replace(prose, "")
+    known = ("| ", "|-", "* ", "# ", "## ", "What was said where a tool failed:", "None stays in", "Versions: ")
+    assert [line for line in text.splitlines() if line and not line.startswith(known)] == []
+
+
+def test_the_readme_says_what_the_page_says() -> None:
+    page = (torch_folders._ROOT / "benchmarks" / "TORCH.md").read_text(encoding="utf-8")
+    readme = " ".join((torch_folders._ROOT / "README.md").read_text(encoding="utf-8").split())
+    sums = dict(re.findall(r"^\* ([^:\n]+): .* error; (\d+ of \d+) BatchNorms left", page, re.MULTILINE))
+    left = {tool: text.split(" of ")[0] for tool, text in sums.items()}
+    exact, ratio = zip(*re.findall(r"at most (\S+); right .*, at most (\S+) times", page), strict=True)
+    assert left["jit.freeze"] == left["inductor freezing"]
+    for claim in (
+        f"{len(torch_nets.TORCH_NETS)} live networks ({sums['bnfold'].split(' of ')[1]} BatchNorms;",
+        f"bnfold leaves {left['bnfold']} (",
+        f"with `as_graph=True` {left['bnfold as_graph']}",
+        f"`torch.jit.freeze` and inductor's freezing {left['jit.freeze']}",
+        f"fails on the YOLOs, {sums['torch.fx fuse']}",
+        f"exact to {max(map(float, exact)):.0e}",
+        f"no channel errs more than {max(map(float, ratio)):.2g} times",
+    ):
+        assert claim in readme, claim
+
+
 def test_what_is_not_measured_is_said_to_be_that_and_counts_for_nothing(folder: Path, tmp_path: Path) -> None:
     row = torch_folders.examine(UNET, tmp_path, None, ["bnfold"])
     assert (row.facts, row.trouble) == (None, "not measured")
@@ -168,7 +234,7 @@ def test_what_is_not_measured_is_said_to_be_that_and_counts_for_nothing(folder: 
     (known / "facts.json").write_bytes((folder / "facts.json").read_bytes())
     row = torch_folders.examine(UNET, tmp_path, None, ["bnfold"])
     text = torch_table.page([row], {"bnfold": torch_folders.small("bnfold", tmp_path, None)})
-    assert "| unet (own) | alive | 12 | not measured |" in text
+    assert "| unet (own) | alive | 12 | 0 of 0 | 0 of 0 | not measured |" in text
     assert "| Conv → BN | not measured |" in text
     assert "bnfold, unet" not in text
     assert "* bnfold:" not in text

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_torch_guards import Net, conv
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
 from torch_graph_mode import assert_settled, fold_graph, graph_of, operators
 from torch_models import alive, names, sample
+from zoo.functional import Net, conv
 from zoo.vision import _operators
 
 import bnfold

@@ -9,12 +9,12 @@ import onnx_ir as ir
 import pytest
 import torch
 from test_torch_agreement import RepVgg, onnx_names, rows
-from test_torch_guards import Net, conv
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_graph_mode import fold_graph
 from torch_models import alive, sample
 from zoo.exporting import export_torchscript
+from zoo.functional import Net, conv
 from zoo.lively import batchnorms, enliven
 from zoo.vision import timm_network, torchvision_network
 

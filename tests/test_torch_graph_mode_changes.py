@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 from test_torch_agreement import RepVgg
-from test_torch_guards import Net, conv
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_graph_mode import assert_settled, fold_graph, operators
-from torch_models import alive, names, reasons, sample
+from torch_models import Counting, alive, names, reasons, sample
+from zoo.functional import Net, conv
 
 import bnfold
 from bnfold.decision import Folded, Reason, Reduced
@@ -231,17 +231,6 @@ def test_what_a_batchnorm_was_a_copy_of_is_not_written() -> None:
 
 
 def test_a_buffer_that_is_written_is_written_as_before() -> None:
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = conv(), nn.BatchNorm2d(4)
-            self.register_buffer("scale", torch.ones(1, 4, 1, 1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.scale.add_(1.0)
-            result: Tensor = self.bn(self.conv(x) * self.scale)
-            return result
-
     net = alive(Counting())
     result = bnfold.fold(net, example_inputs=(sample(),), as_graph=True)
     with torch.no_grad():

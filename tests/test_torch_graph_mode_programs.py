@@ -8,10 +8,10 @@ import pickle
 import pytest
 import torch
 from test_torch_agreement import RepVgg
-from test_torch_guards import Net, conv
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch_models import alive, sample
+from zoo.functional import Net, conv
 
 from bnfold.api_torch_graph import GraphSettings, fold_program
 from bnfold.checking import Proof

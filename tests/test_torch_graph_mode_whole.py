@@ -8,10 +8,10 @@ import pickle
 import pytest
 import torch
 from test_torch_graph_mode import frozen
-from test_torch_guards import Net, conv
 from torch import Tensor, nn
 from torch_graph_mode import fold_graph, operators
 from torch_models import alive, names, reasons, sample
+from zoo.functional import Net, conv
 
 import bnfold
 from bnfold.decision import Folded, Reason

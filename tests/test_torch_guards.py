@@ -10,30 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
-from torch_models import alive, assert_same, fold, names, reasons, sample
+from torch_models import Counting, alive, assert_same, fold, names, reasons, sample
+from zoo.functional import Net, conv
 
 import bnfold
 from bnfold.decision import Folded, Kept, Reason
 from bnfold.errors import ModelError, UsageError
 
 HELD = Reason.MODULE_CANNOT_HOLD_IT
-
-
-class Net(nn.Module):
-    """A module whose forward pass is a function of itself and x."""
-
-    def __init__(self, forward: Callable[[Net, Tensor], Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.code = forward
-        for name, part in parts.items():
-            self.add_module(name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.code(self, x)
-
-
-def conv(inputs: int = 3, outputs: int = 4, **options: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, bias=False, **options)
 
 
 def test_a_convolution_called_twice_is_left_alone() -> None:
@@ -240,17 +224,6 @@ def test_an_input_that_is_written_in_place_is_the_callers() -> None:
 
 
 def test_a_buffer_that_the_forward_pass_writes_is_no_constant() -> None:
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = conv(), nn.BatchNorm2d(4)
-            self.register_buffer("scale", torch.ones(1, 4, 1, 1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.scale.add_(1.0)
-            result: Tensor = self.bn(self.conv(x) * self.scale)
-            return result
-
     result = bnfold.fold(alive(Counting()), example_inputs=(sample(),))
     assert names(result.decisions, Kept) == ["bn"]
 

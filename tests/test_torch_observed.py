@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_torch_guards import Net, conv
 from torch import Tensor, nn
 from torch_models import names, sample
+from zoo.functional import Net, conv
 
 import bnfold
 from bnfold import TorchFoldResult

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_torch_guards import Net, conv
 from test_torch_observed import SCREEN, Block, fold, folded, lively, refusal
 from torch import Tensor, nn
 from torch_models import sample
+from zoo.functional import Net, conv
 
 import bnfold
 from bnfold.decision import Reason

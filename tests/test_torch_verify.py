@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx_models import parse
-from test_torch_guards import Net, conv
 from test_torch_observed import Block, lively
 from torch import Tensor, nn
 from torch_models import sample
+from zoo.functional import Net, conv
 
 import bnfold
 from bnfold.errors import ModelError, UsageError

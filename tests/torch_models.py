@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from zoo.functional import conv
 from zoo.lively import batchnorms, enliven
 
 import bnfold
@@ -14,6 +15,20 @@ from bnfold import TorchFoldResult
 from bnfold.decision import Decision, Folded, Kept, Reason
 
 SHAPE = (2, 3, 9, 9)
+
+
+class Counting(nn.Module):
+    """Its forward pass writes the buffer that it multiplies by, before a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = conv(), nn.BatchNorm2d(4)
+        self.register_buffer("scale", torch.ones(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale.add_(1.0)
+        result: Tensor = self.bn(self.conv(x) * self.scale)
+        return result
 
 
 def alive(module: nn.Module, *shape: int, seed: int = 0) -> nn.Module:

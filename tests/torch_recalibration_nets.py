@@ -9,23 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-
-class Net(nn.Module):
-    """A module whose forward pass is a function of itself and x."""
-
-    def __init__(self, code: Callable[..., Any], **parts: nn.Module) -> None:
-        super().__init__()
-        self.code = code
-        for name, part in parts.items():
-            self.add_module(name, part)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.code(self, x)
+from zoo.functional import Net
 
 
 class Pair(Net):
-    """The same with two inputs."""
+    """A function of itself and two inputs."""
 
     def forward(self, image: Tensor, series: Tensor) -> Any:  # type: ignore[override]
         return self.code(self, image, series)
