@@ -144,6 +144,28 @@ def test_what_the_optimiser_gets_wrong_in_the_folded_model_alone_fails_and_names
     assert fold(PLAIN, deployed=False).report.verification is not None
 
 
+#: onnxruntime rounds the activations of a weight in 8 bits to 8 bits, too, but only where the Gemm has no beta.
+GEMM = f"""(float[n, 5] x) => (float[n, 4] y) <int8[5, 4] q, float s = {{0.01}}, float[4] k, {PARAMETERS}> {{
+    w = DequantizeLinear (q, s) c = Gemm <beta = 0.25> (x, w, k) y = BatchNormalization (c, {STATS}) }}"""
+
+
+def test_a_fold_that_lets_the_optimiser_round_activations_to_8_bits_is_not_passed(tmp_path: Path) -> None:
+    original = ir.from_proto(parse(GEMM, values={"q": np.random.default_rng(0).integers(-127, 128, (5, 4))}))
+    folded = bnfold.fold(original, deployed=False).model
+    open_session(in_memory(folded), optimised=True, writes=tmp_path / "optimised.onnx")
+    if "MatMulNBits" not in [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]:
+        pytest.skip("this onnxruntime leaves the activations as they are")
+    with pytest.raises(VerificationError, match="gets y of the folded model wrong, though not of the original"):
+        bnfold.fold(original)
+    found = deployed_of(bnfold.verify(original, folded))
+    (errors,) = found.errors
+    assert found.blame == "folded"
+    assert errors.original_deployed is not None
+    assert errors.folded_deployed is not None
+    assert max(errors.original, errors.folded, errors.original_deployed) < 1e-6
+    assert errors.folded_deployed > 1e-4
+
+
 def test_verify_says_the_same_of_two_files(monkeypatch: pytest.MonkeyPatch) -> None:
     folded = fold(PLAIN, verify=False).model
     use(monkeypatch, folded_alone(doubled))

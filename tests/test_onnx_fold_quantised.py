@@ -220,7 +220,8 @@ def test_a_matrix_is_scaled_along_its_output_axis(weight: str, move: str, node: 
     if axis is None:  # one number for each of 20 along the only axis would be 5 for each channel
         assert_fold(model, folded=0, kept=[Reason.QUANTISATION_IS_TOO_COARSE])
         return
-    result = assert_fold(model, folded=1)
+    # onnxruntime's optimiser gives a Gemm without beta 8-bit activations: tests/test_deployed.py is about that.
+    result = assert_fold(model, folded=1, deployed="beta" not in node)
     end = next(n for n in result.model.graph if n.op_type in ("Gemm", "MatMul"))
     last = next(n for n in result.model.graph if n.outputs[0] is end.inputs[1])
     name = str((last if move else end).outputs[0].name)
