@@ -179,13 +179,16 @@ def source_of(data: DataLike | None, model: ir.Model, fixed: Collection[str] = (
     return as_source(data, [spec for spec in read_inputs(in_memory(model)) if spec.name not in fixed])
 
 
-def demand(report: Report, kind: str = "model", remedy: str = BY_FLAGS) -> None:
+def demand(
+    report: Report, kind: str = "model", remedy: str = BY_FLAGS, models: tuple[ir.Model, ir.Model] | None = None
+) -> None:
     """Nothing wrong gets out, and nothing unproven either.
 
     Args:
         report: What was checked.
         kind: What was folded, for the message.
         remedy: What helps where nothing is proven.
+        models: What was compared, for who wants to look.
 
     Raises:
         VerificationError: The models differ.
@@ -200,5 +203,5 @@ def demand(report: Report, kind: str = "model", remedy: str = BY_FLAGS) -> None:
         failure = VerificationError(f"the folded {kind} differs: {checked.culprit}", where=report.model)
     else:
         failure = MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)
-    failure.report = report
+    failure.report, failure.models = report, models
     raise failure

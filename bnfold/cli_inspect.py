@@ -73,6 +73,7 @@ def inspect_command(  # noqa: PLR0913
                 merge=not no_merge,
                 leftover=leftover,
                 simplify=simplify,
+                shapes=None if given.is_torch(model) else shapes,
             )
     reports.of_fold(report, input=model)
     if as_json:

@@ -7,7 +7,7 @@ element in their own units, and have no place for what they do not know. Shapes 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -82,7 +82,7 @@ def _count(node: ir.Node, shapes: Shapes) -> Work | str:
     return _SIZE if found is None else found
 
 
-def _sizes(shapes: Shapes, values: tuple[ir.Value | None, ...]) -> Iterator[Sizes]:
+def _sizes(shapes: Shapes, values: Sequence[ir.Value | None]) -> Iterator[Sizes]:
     """The shapes of the values; None for one that is absent or whose sizes are not all known."""
     for value in values:
         shape: Shape | None = shapes.shape(value)

@@ -13,6 +13,7 @@ from bnfold.errors import MissingPackageError
 from bnfold.pages import pictures
 from bnfold.pages.page import Page
 from bnfold.report.model import Report
+from bnfold.size_wording import flops_notes, size_facts
 from bnfold.sizes import data_size
 from bnfold.wording import (
     bench_notes,
@@ -74,14 +75,7 @@ def _pictures(page: Page) -> Iterator[tuple[str, str]]:
 
 def _facts(fold: Report | None) -> list[tuple[str, str]]:
     """Sizes before and after."""
-    if fold is None:
-        return []
-    sizes = [fold.before] if fold.after is None else [fold.before, fold.after]
-    return [
-        ("BatchNorm operators", " → ".join(f"{size.batchnorms:,}" for size in sizes)),
-        ("operators", " → ".join(f"{size.nodes:,}" for size in sizes)),
-        ("weights", " → ".join(data_size(size.bytes) for size in sizes)),
-    ]
+    return [] if fold is None else size_facts(fold)
 
 
 def _signs(fold: Report) -> str:
@@ -110,7 +104,7 @@ def _environment(*, escapes: bool) -> Environment:
     loader = DictLoader({part.name: part.read_text(encoding="utf-8") for part in parts})
     made = Environment(loader=loader, autoescape=escapes, undefined=StrictUndefined, trim_blocks=True)
     filters: dict[str, Any] = {
-        "outcome": outcome, "kind": _kind, "figure": _figure, "data_size": data_size, "local_line": local_line,
+        "outcome": outcome, "kind": _kind, "figure": _figure, "flops_notes": flops_notes, "data_size": data_size, "local_line": local_line,
         "oracle_line": oracle_line, "quick_line": quick_line,
         "each_way": each_way, "kept_groups": kept_groups, "provider_name": provider_name,
         "recalibrated": recalibrated, "md": _md, "seconds": seconds, "bench_notes": bench_notes,
