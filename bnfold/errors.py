@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class BnfoldError(Exception):
@@ -31,7 +31,7 @@ class BnfoldError(Exception):
 
     exit_code: ClassVar[int] = 3
     report: object = None
-    models: tuple[object, object] | None = None
+    models: tuple[Any, Any] | None = None
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         self.what, self.where, self.remedy = what, where, remedy

@@ -77,7 +77,7 @@ def _multiply_adds(count: Flops | None) -> str:
 
 def _both(values: Sequence[object], say: Callable[..., str]) -> str:
     """A file that is not written has no size."""
-    return " → ".join("none" if value is None and say is data_size else say(value) for value in values)
+    return " → ".join("not written" if value is None and say is data_size else say(value) for value in values)
 
 
 def _sizes(report: Report) -> list[Size]:

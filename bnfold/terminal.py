@@ -69,6 +69,8 @@ def show_summary(console: Console, report: Report) -> None:
     facts = [*recalibrated, *_counts(report), *_sizes(report), *_checks(report.verification), *_notes(report.notes)]
     left = [*_reduced(report.reduced), *_kept([d for d in report.kept_batchnorms if not as_asked(d)])]
     _show_facts(console, [*facts, *left])
+    if report.bench is not None:
+        show_bench(console, report.bench)
 
 
 def show_decisions(console: Console, report: Report) -> None:

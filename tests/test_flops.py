@@ -35,8 +35,10 @@ BY_HAND = {
         Work(2 * 4 * 36 * 27, 0),
     ),
     "Conv with padding, stride and a bias": (
-        "(float[1,3,8,8] x) => (float[1,4,4,4] y) <float[4,3,3,3] w, float[4] b>"
-        "{ y = Conv<pads = [1,1,1,1], strides = [2,2]>(x, w, b) }",
+        (
+            "(float[1,3,8,8] x) => (float[1,4,4,4] y) <float[4,3,3,3] w, float[4] b>"
+            "{ y = Conv<pads = [1,1,1,1], strides = [2,2]>(x, w, b) }"
+        ),
         Work(4 * 16 * 27, 4 * 16),
     ),
     "depthwise Conv": (
@@ -44,8 +46,10 @@ BY_HAND = {
         Work(4 * 36 * 9, 0),
     ),
     "ConvTranspose: every input element meets 4 channels of 2x2": (
-        "(float[1,3,5,5] x) => (float[1,4,10,10] y) <float[3,4,2,2] w, float[4] b>"
-        "{ y = ConvTranspose<strides = [2,2]>(x, w, b) }",
+        (
+            "(float[1,3,5,5] x) => (float[1,4,10,10] y) <float[3,4,2,2] w, float[4] b>"
+            "{ y = ConvTranspose<strides = [2,2]>(x, w, b) }"
+        ),
         Work(3 * 25 * 16, 400),
     ),
     "grouped ConvTranspose": (
@@ -65,8 +69,10 @@ BY_HAND = {
         Work(3 * 2 * 5 * 7, 0),
     ),
     "BatchNormalization": (
-        "(float[2,3,4,4] x) => (float[2,3,4,4] y) <float[3] g, float[3] b, float[3] m, float[3] v>"
-        "{ y = BatchNormalization(x, g, b, m, v) }",
+        (
+            "(float[2,3,4,4] x) => (float[2,3,4,4] y) <float[3] g, float[3] b, float[3] m, float[3] v>"
+            "{ y = BatchNormalization(x, g, b, m, v) }"
+        ),
         Work(0, 2 * 96),
     ),
     "LayerNormalization": (
@@ -109,13 +115,18 @@ BY_HAND = {
         Work(0, 2 * 4 * 64),
     ),
     "what moves, picks, casts or compares": (
-        "(float[2,8] x) => (bool[8,2] y) <int64[1] s = {0}, int64[1] e = {8}>"
-        "{ a = Transpose(x) b = Concat<axis = 0>(a, a) c = Slice(b, s, e)"
-        " d = Cast<to = 11>(c) z = Cast<to = 11>(a) y = Greater(d, z) }",
+        (
+            "(float[2,8] x) => (bool[8,2] y) <int64[1] s = {0}, int64[1] e = {8}>"
+            "{ a = Transpose(x) b = Concat<axis = 0>(a, a) c = Slice(b, s, e)"
+            " d = Cast<to = 11>(c) z = Cast<to = 11>(a) y = Greater(d, z) }"
+        ),
         Work(0, 0),
     ),
     "arithmetic of shapes": (
-        "(float[2,8] x) => (float[16] y) { s = Shape(x) n = ReduceProd<keepdims = 1>(s) m = Mul(n, n) y = Reshape(x, n) }",
+        (
+            "(float[2,8] x) => (float[16] y) { s = Shape(x) n = ReduceProd<keepdims = 1>(s) m = Mul(n, n)"
+            " y = Reshape(x, n) }"
+        ),
         Work(0, 0),
     ),
     "Conv of float16": (
@@ -248,7 +259,13 @@ def test_inspect_takes_sizes_and_refuses_wrong_ones(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("number", "shown"),
-    [(0, "0"), (12_345, "12,345"), (621_291_944, "621.3 M"), (8_217_634_280, "8.218 G"), (2_000_000_000_000, "2.000 T")],
+    [
+        (0, "0"),
+        (12_345, "12,345"),
+        (621_291_944, "621.3 M"),
+        (8_217_634_280, "8.218 G"),
+        (2_000_000_000_000, "2.000 T"),
+    ],
 )
 def test_a_figure_has_four_digits(number: int, shown: str) -> None:
     assert large(number) == shown

@@ -67,7 +67,8 @@ TABLE = {
     "library": row(
         6,
         "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking fold_result history "
-        "model_size models notes observing processes recalibrating recalibrating_torch reproduction selecting torch_culprit "
+        "model_size models notes observing processes recalibrating recalibrating_torch reproduction selecting "
+        "torch_culprit "
         "torch_dispatch torch_files torch_folds torch_outputs torch_plan torch_recalibrated torch_result "
         "torch_file_verify torch_verify unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
@@ -76,7 +77,7 @@ TABLE = {
     "program": row(
         6,
         "__main__ cli cli_bench cli_checks cli_commands cli_data cli_fold cli_inspect cli_options cli_recalibrate "
-        "cli_report cli_torch cli_unfold cli_verify "
+        "cli_report cli_reproduce cli_torch cli_unfold cli_verify "
         "launch size_wording terminal wording pages.*",
         "values arrays graph carriers frontends machine engine checks report library",
         "click jinja2 matplotlib numpy rich torch",

@@ -34,7 +34,9 @@ def subject(name: str, kind: str = "BatchNormalization", channels: int = 8) -> S
     return Subject(name, kind, channels, kind == "BatchNormalization")
 
 
-MEASURED = Measured("cpu", "ENABLE_ALL", Timing(4e-3, 3e-3, 5e-3), Timing(2e-3, 1e-3, 3e-3), Timing(0.5, 0.25, 1.0), (3, 0))
+MEASURED = Measured(
+    "cpu", "ENABLE_ALL", Timing(4e-3, 3e-3, 5e-3), Timing(2e-3, 1e-3, 3e-3), Timing(0.5, 0.25, 1.0), (3, 0)
+)
 
 REPORT = Report(
     "net.onnx",

@@ -104,7 +104,8 @@ def _environment(*, escapes: bool) -> Environment:
     loader = DictLoader({part.name: part.read_text(encoding="utf-8") for part in parts})
     made = Environment(loader=loader, autoescape=escapes, undefined=StrictUndefined, trim_blocks=True)
     filters: dict[str, Any] = {
-        "outcome": outcome, "kind": _kind, "figure": _figure, "flops_notes": flops_notes, "data_size": data_size, "local_line": local_line,
+        "outcome": outcome, "kind": _kind, "figure": _figure, "data_size": data_size, "local_line": local_line,
+        "flops_notes": flops_notes,
         "oracle_line": oracle_line, "quick_line": quick_line,
         "each_way": each_way, "kept_groups": kept_groups, "provider_name": provider_name,
         "recalibrated": recalibrated, "md": _md, "seconds": seconds, "bench_notes": bench_notes,
