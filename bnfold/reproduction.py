@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def reproduce(  # noqa: PLR0913
 ) -> tuple[str, ...]:
     """Write the smallest pair of models that differs, `before.onnx` and `after.onnx`, and `inputs.npz` for both.
 
-    The first tensor that differs end to end is at its end; where only the test of a fold by itself fails, the tensor
-    at which it does. The folder is there with all three files or not at all.
+    At its end is the tensor at which the test of a fold by itself fails, else the first that differs end to end: with
+    what leads there from tensors that agree or, where small errors have added up to it, with all that leads there. The
+    folder is there with all three files or not at all.
 
     Args:
         before: As for `verify`.
@@ -77,17 +79,18 @@ def reproduce(  # noqa: PLR0913
         MachineError: The disk is full, or the folder may not be written.
     """
     check_folder(folder)
-    check, first = _what_differs(found, str(folder))
+    check = _with_runs(found, str(folder))
     models = [model if isinstance(model, ir.Model) else load(model) for model in (before, after)]
-    parts = [Cutter(model).cut(_agreeing(check, first), [first]) for model in models]
-    if not all(any(first in node.output for node in part.graph.node) for part in parts):
-        raise UsageError(f"{first} is not computed in the main graph of both models", where=str(folder))
-    feeds = _worst_feeds(models[0], parts, check, seed=seed, data=data, inputs=inputs)
-    if not feeds:
-        what = f"on {check.provider} both models compute the same {first}; only the test in float64 tells them apart"
-        raise UsageError(what, where=str(folder))
-    _write(parts, feeds, Path(folder).resolve())
-    return tuple(node.name or node.output[0] for node in parts[1].graph.node)
+    cutters = [Cutter(model) for model in models]
+    for cut in _cuts(found, check):
+        parts = [cutter.cut(cut.ends, [cut.tensor]) for cutter in cutters]
+        if all(any(cut.tensor in node.output for node in part.graph.node) for part in parts):
+            feeds, difference = _worst_feeds(models[0], parts, check, seed=seed, data=data, inputs=inputs)
+            if difference > cut.least:
+                _write(parts, feeds, Path(folder).resolve())
+                return tuple(node.name or node.output[0] for node in parts[1].graph.node)
+    what = f"no part of the main graph differs on {check.provider}; the test of the fold by itself, in float64, does"
+    raise UsageError(what, where=str(folder))
 
 
 def reproduce_failure(
@@ -110,22 +113,42 @@ def reproduce_failure(
     return reproduce(*failure.models, found, folder, seed=seed, data=data, inputs=inputs)
 
 
-def _what_differs(found: Verification, where: str) -> tuple[QuickCheck, str]:
-    """The check whose runs show a difference, and the tensor at which they do."""
+@dataclass(frozen=True)
+class _Cut:
+    """A part to try: what lies between the tensors `ends` and `tensor`; `least` is what its difference must exceed.
+
+    Differences are relative to the largest number of the tensor in the original.
+    """
+
+    ends: tuple[str, ...]
+    tensor: str
+    least: float
+
+
+def _cuts(found: Verification, check: QuickCheck) -> Iterator[_Cut]:
+    """The smallest part first; one that differs by no more than is allowed is not where the fault lies."""
+    entries = (*check.inner, *check.comparisons)
+    agreeing = [entry.name for entry in entries if entry.passed]
+    for tensor in (local.tensor for local in found.local if local.failed):
+        yield _Cut(tuple(name for name in agreeing if name != tensor), tensor, 0.0)
+    first = next((entry for entry in entries if entry.failed and entry.name == check.first_divergence), None)
+    if first is not None:
+        yield _Cut(tuple(agreeing), first.name, first.tolerance)
+        yield _Cut((), first.name, 0.0)
+
+
+def _with_runs(found: Verification, where: str) -> QuickCheck:
+    """A check in the runs of which a tensor differs, or during which the test of a fold by itself failed."""
+    wrong = any(local.failed for local in found.local)
     for check in found.quick:
-        if check.failed and check.runs and any(entry.failed for entry in (*check.inner, *check.comparisons)):
-            assert check.first_divergence is not None
-            return check, check.first_divergence
-    wrong = next((local.tensor for local in found.local if local.failed), None)
-    run = next((check for check in found.quick if check.runs), None)
-    if wrong is not None and run is not None:
-        return run, wrong
+        if check.runs and (wrong or any(entry.failed for entry in (*check.inner, *check.comparisons))):
+            return check
     if not found.failed:
         raise UsageError("there is no difference inside the models to reproduce", where=where)
     if any(check.agreement is not None and check.agreement.failed for check in found.quick):
         what = "decisions differ, and no tensor by more than is allowed, so that no part of the models shows it"
         raise UsageError(what, where=where, remedy="attach both models and the sample that the report names")
-    what = "the inputs or outputs of the models differ" if wrong is None else "the models were not run"
+    what = "the models were not run" if wrong else "the inputs or outputs of the models differ"
     raise UsageError(f"{what}, so that there is nothing to cut out", where=where)
 
 
@@ -144,11 +167,6 @@ def _write(parts: Sequence[onnx.ModelProto], feeds: Arrays, path: Path) -> None:
             made.rename(path)
 
 
-def _agreeing(check: QuickCheck, first: str) -> list[str]:
-    """Tensors that are the same in both models; `first`, which differs, is computed from some of them."""
-    return [entry.name for entry in (*check.inner, *check.comparisons) if entry.passed and entry.name != first]
-
-
 def _worst_feeds(  # noqa: PLR0913
     before: ir.Model,
     parts: list[onnx.ModelProto],
@@ -157,8 +175,8 @@ def _worst_feeds(  # noqa: PLR0913
     seed: int,
     data: DataLike | None,
     inputs: InputsLike | None,
-) -> Arrays:
-    """The inputs of both parts in the run of the check in which they differ most; none if they never differ."""
+) -> tuple[Arrays, float]:
+    """The inputs of both parts in the run of the check in which they differ most, and the largest difference of any, relatively."""
     proto = in_memory(before)
     wanted = sorted({value.name for part in parts for value in part.graph.input})
     inner = [name for name in wanted if name not in {value.name for value in proto.graph.input}]
@@ -166,7 +184,7 @@ def _worst_feeds(  # noqa: PLR0913
     for part in parts:
         name_nodes(part.graph)
     sessions = [open_session(part, check.provider) for part in parts]
-    worst, chosen = 0.0, Arrays()
+    worst, relative, chosen = 0.0, 0.0, Arrays()
     specs = read_inputs(proto)
     fixed = fixed_inputs(inputs, specs)
     source = source_of(data, before, fixed)
@@ -175,10 +193,11 @@ def _worst_feeds(  # noqa: PLR0913
         values = {**feeds, **whole.run(inner, feeds)}
         given = {name: values[name] for name in wanted}
         results = [_run(session, part, given) for session, part in zip(sessions, parts, strict=True)]
-        difference = _difference(*results)
+        difference, share = _difference(*results)
+        relative = max(relative, share)
         if difference > worst:
             worst, chosen = difference, given
-    return chosen
+    return chosen, relative
 
 
 def _run(session: Any, part: onnx.ModelProto, values: Mapping[str, Any]) -> Any:
@@ -186,10 +205,13 @@ def _run(session: Any, part: onnx.ModelProto, values: Mapping[str, Any]) -> Any:
     return session.run([output], {value.name: values[value.name] for value in part.graph.input})[output]
 
 
-def _difference(old: Any, new: Any) -> float:
-    """The largest difference; infinite where shapes or kinds of numbers differ."""
+def _difference(old: Any, new: Any) -> tuple[float, float]:
+    """The largest difference, and relative to the largest number; infinite where shapes or kinds of numbers differ."""
     if old.shape != new.shape:
-        return np.inf
+        return np.inf, np.inf
+    before, after = old.astype(np.float64), new.astype(np.float64)
     with np.errstate(all="ignore"):
-        moved = np.abs(new.astype(np.float64) - old.astype(np.float64))
-    return float(np.nan_to_num(np.where(old == new, 0.0, moved), nan=np.inf).max(initial=0.0))
+        moved = np.where((before == after) | (np.isnan(before) & np.isnan(after)), 0.0, np.abs(after - before))
+        largest = float(np.nan_to_num(moved, nan=np.inf).max(initial=0.0))
+        scale = float(np.abs(before[np.isfinite(before)]).max(initial=np.finfo(np.float64).tiny))
+        return largest, largest / scale
