@@ -176,7 +176,7 @@ def _worst_feeds(  # noqa: PLR0913
     data: DataLike | None,
     inputs: InputsLike | None,
 ) -> tuple[Arrays, float]:
-    """The inputs of both parts in the run of the check in which they differ most, and the largest difference of any, relatively."""
+    """The inputs of both parts in the run in which they differ most, and the largest relative difference of any run."""
     proto = in_memory(before)
     wanted = sorted({value.name for part in parts for value in part.graph.input})
     inner = [name for name in wanted if name not in {value.name for value in proto.graph.input}]

@@ -70,6 +70,7 @@ def show_summary(console: Console, report: Report) -> None:
     left = [*_reduced(report.reduced), *_kept([d for d in report.kept_batchnorms if not as_asked(d)])]
     _show_facts(console, [*facts, *left])
     if report.bench is not None:
+        console.print("\nlatency", style="bold")
         show_bench(console, report.bench)
 
 
