@@ -80,7 +80,7 @@ TABLE = {
         "cli_report cli_reproduce cli_torch cli_unfold cli_verify "
         "launch size_wording terminal wording pages.*",
         "values arrays graph carriers frontends machine engine checks report library",
-        "click jinja2 matplotlib numpy rich torch",
+        "click jinja2 markupsafe matplotlib numpy rich torch",
     ),
 }
 
@@ -119,7 +119,18 @@ EXCEPTIONS = {
 
 #: Only inside functions: the rest of bnfold works without them, and `import bnfold` must not wait for them.
 ON_DEMAND = {
-    *("onnxruntime", "onnxscript", "onnxsim", "safetensors", "torch", "ml_dtypes", "PIL", "jinja2", "matplotlib")
+    *(
+        "onnxruntime",
+        "onnxscript",
+        "onnxsim",
+        "safetensors",
+        "torch",
+        "ml_dtypes",
+        "PIL",
+        "jinja2",
+        "markupsafe",
+        "matplotlib",
+    )
 }
 
 #: The modules that talk to the user; no other one prints, exits, or knows stdout and stderr.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bnfold.decision import Decision
 from bnfold.errors import MissingPackageError
 from bnfold.pages import pictures
+from bnfold.pages.checklist import checklist
 from bnfold.pages.page import Page
 from bnfold.report.model import Report
 from bnfold.size_wording import flops_notes, size_facts
@@ -32,6 +33,7 @@ from bnfold.wording import (
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 
 def require_templates() -> None:
@@ -91,6 +93,13 @@ def _kind(decision: Decision) -> str:
     return type(decision).__name__.lower()
 
 
+def _breakable(text: str) -> Markup:
+    """The text, where a line may end after each part of a name and not within one."""
+    from markupsafe import Markup, escape  # noqa: PLC0415
+
+    return Markup(re.sub(r"(?<=[^\s/._])([/_]|\.(?!\d))(?=[^\s/._])", r"\1<wbr>", str(escape(text))))
+
+
 def _md(text: str) -> str:
     """One cell of a table: nothing in a name may be taken for Markdown or HTML."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in printable(text))
@@ -105,7 +114,7 @@ def _environment(*, escapes: bool) -> Environment:
     made = Environment(loader=loader, autoescape=escapes, undefined=StrictUndefined, trim_blocks=True)
     filters: dict[str, Any] = {
         "outcome": outcome, "kind": _kind, "figure": _figure, "data_size": data_size, "local_line": local_line,
-        "flops_notes": flops_notes,
+        "flops_notes": flops_notes, "checklist": checklist, "breakable": _breakable,
         "oracle_line": oracle_line, "quick_line": quick_line,
         "each_way": each_way, "kept_groups": kept_groups, "provider_name": provider_name,
         "recalibrated": recalibrated, "md": _md, "seconds": seconds, "bench_notes": bench_notes,
