@@ -18,7 +18,7 @@ from bnfold.frontends.onnx_flops import count_flops
 from bnfold.frontends.onnx_operations import ARITHMETIC, FREE
 from bnfold.report.model import Report, Size
 from bnfold.size_wording import flops, flops_notes, large
-from tests.zoo import load
+from tests.zoo import NETWORKS, load
 from tests.zoo.exporting import export_torchscript
 from tests.zoo.vision import torchvision_network
 
@@ -186,6 +186,33 @@ def test_a_size_that_is_open_makes_the_figure_unknown_and_a_given_one_known() ->
     text = "(float[N,3,8,8] x) => (float[N,4,6,6] y) <float[4,3,3,3] w> { y = Conv(x, w) }"
     assert count(text) == Flops(None, unknown="the model leaves the size of x open, and no size was given")
     assert count(text, x=(5, 3, 8, 8)).work == Work(5 * 4 * 36 * 27)
+
+
+def test_sizes_that_the_model_computes_from_those_of_its_inputs_are_followed() -> None:
+    """As exporters write `x.view(x.shape[0], -1)`, and once more behind it."""
+    flatten = (
+        "s{0} = Shape({1}) n{0} = Gather(s{0}, zero) u{0} = Unsqueeze(n{0}, axes) t{0} = Concat<axis = 0>(u{0}, rest)"
+        " {2} = Reshape({1}, t{0})"
+    )
+    found = count(
+        "(float[N,3,4,4] x) => (float[N,5] y) <float[48,7] v, float[7,5] w, int64 zero = {0}, int64[1] axes = {0},"
+        f" int64[1] rest = {{-1}}> {{ {flatten.format(1, 'x', 'a')} b = MatMul(a, v) {flatten.format(2, 'b', 'c')}"
+        " y = Gemm(c, w) }",
+        x=(2, 3, 4, 4),
+    )
+    assert found.work == Work(2 * 7 * 48 + 2 * 5 * 7)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_counted_whole_and_the_folded_one_computes_no_more(name: str) -> None:
+    model = ir.from_proto(load(name).proto)
+    size = NETWORKS[name].size
+    sizes = {"image": (2, 3, size, size)}
+    old, new = (count_flops(m, sizes) for m in (model, bnfold.fold(model, verify=False).model))
+    assert (old.uncounted, old.unknown, new.uncounted, new.unknown) == ((), "", (), "")
+    assert old.work is not None
+    assert new.work is not None
+    assert new.work.flops < old.work.flops
 
 
 def test_a_convolution_whose_sizes_the_run_decides_makes_the_figure_unknown() -> None:

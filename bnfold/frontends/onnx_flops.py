@@ -7,11 +7,14 @@ element in their own units, and have no place for what they do not know. Shapes 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.flops import Flops, Uncounted, Work
+from bnfold.frontends.onnx_constants import Constants
 from bnfold.frontends.onnx_context import is_float, is_standard
 from bnfold.frontends.onnx_inline import write_out
 from bnfold.frontends.onnx_operations import ARITHMETIC, FREE, LINEAR, Sizes, work_of
@@ -21,6 +24,9 @@ from bnfold.graph import Shape
 
 _BODY = "how often its bodies run, and which, is known at run time only"
 _SIZE = "its sizes are known at run time only"
+#: How often sizes that depend on computed sizes are followed.
+_ROUNDS = 8
+
 _TYPE = "there is no formula for it here"
 
 
@@ -43,7 +49,7 @@ def count_flops(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Flops:
     if open_ones:
         return Flops(None, unknown=f"the model leaves the size of {open_ones[0]} open, and no size was given")
     known = {name: shape for name, shape in inputs.items() if shape is not None}
-    shapes = Shapes(model, known)
+    shapes = _shapes(model, known)
     work, missing = Work(), Counter[tuple[str, str]]()
     for node in model.graph:
         found = _count(node, shapes)
@@ -63,6 +69,29 @@ def _inputs(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     return {str(v.name): sizes.get(str(v.name)) or _static(v.shape) for v in values}
 
 
+def _shapes(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Shapes:
+    """The shapes of all values, followed through sizes that the model computes from those of its inputs."""
+    found: dict[ir.Value, npt.NDArray[Any]] = {}
+    shapes = Shapes(model, sizes)
+    for _ in range(_ROUNDS):
+        constants = Constants(model, shapes, keep_overridable=False)
+        lost = (node for node in model.graph if any(_sizes_of(shapes, value) is None for value in node.outputs))
+        asked = {value for node in lost for value in node.inputs if value is not None and _is_size(value, shapes)}
+        new = {value: array for value in asked - set(found) if (array := constants.array(value)) is not None}
+        if not new:
+            break
+        found |= new
+        shapes = Shapes(model, sizes, found)
+    return shapes
+
+
+def _is_size(value: ir.Value, shapes: Shapes) -> bool:
+    """Whether it is computed, and a list of numbers, as sizes, scales and places are."""
+    dtype, rank = shapes.dtype(value), shapes.rank(value)
+    is_list = rank is not None and rank <= 1
+    return value.producer() is not None and (is_list or (dtype is not None and dtype.name == "int64"))
+
+
 def _static(shape: ir.Shape | None) -> tuple[int, ...] | None:
     if shape is None or not all(isinstance(size, int) for size in shape):
         return None
@@ -77,17 +106,16 @@ def _count(node: ir.Node, shapes: Shapes) -> Work | str:
         return Work() if is_standard(node) and node.op_type in FREE else _TYPE
     if not any(is_float(shapes.dtype(value)) for value in (node.inputs[0], node.outputs[0])):
         return Work()  # shape arithmetic
-    known = (tuple(_sizes(shapes, values)) for values in (node.inputs, node.outputs))
+    known = ([_sizes_of(shapes, value) for value in values] for values in (node.inputs, node.outputs))
     found = work_of(node, *known)
     return _SIZE if found is None else found
 
 
-def _sizes(shapes: Shapes, values: Sequence[ir.Value | None]) -> Iterator[Sizes]:
-    """The shapes of the values; None for one that is absent or whose sizes are not all known."""
-    for value in values:
-        shape: Shape | None = shapes.shape(value)
-        fixed = [size for size in shape or () if isinstance(size, int)]
-        yield tuple(fixed) if shape is not None and len(fixed) == len(shape) else None
+def _sizes_of(shapes: Shapes, value: ir.Value | None) -> Sizes:
+    """The shape of the value; None if it is absent or its sizes are not all known."""
+    shape: Shape | None = shapes.shape(value)
+    fixed = [size for size in shape or () if isinstance(size, int)]
+    return tuple(fixed) if shape is not None and len(fixed) == len(shape) else None
 
 
 def _type(node: ir.Node) -> str:
