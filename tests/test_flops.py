@@ -215,6 +215,16 @@ def test_every_network_is_counted_whole_and_the_folded_one_computes_no_more(name
     assert new.work.flops < old.work.flops
 
 
+def test_both_exporters_write_the_same_multiply_adds() -> None:
+    pairs = [(name.removesuffix("_dynamo"), name) for name in NETWORKS if name.endswith("_dynamo")]
+    assert len(pairs) >= 3
+    for pair in pairs:
+        one, other = (count_flops(ir.from_proto(load(name).proto), {"image": (2, 3, 64, 64)}).work for name in pair)
+        assert one is not None
+        assert other is not None
+        assert one.multiply_adds == other.multiply_adds > 0
+
+
 def test_a_convolution_whose_sizes_the_run_decides_makes_the_figure_unknown() -> None:
     found = count(
         "(float[2,3,8,8] x) => (float[a,4,b,c] y) <float[4,3,1,1] w>"

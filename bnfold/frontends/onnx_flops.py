@@ -8,25 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.flops import Flops, Uncounted, Work
-from bnfold.frontends.onnx_constants import Constants
 from bnfold.frontends.onnx_context import is_float, is_standard
 from bnfold.frontends.onnx_inline import write_out
 from bnfold.frontends.onnx_operations import ARITHMETIC, FREE, LINEAR, Sizes, work_of
+from bnfold.frontends.onnx_run_shapes import RunShapes
 from bnfold.frontends.onnx_scopes import bodies
-from bnfold.frontends.onnx_shapes import Shapes
 from bnfold.graph import Shape
 
 _BODY = "how often its bodies run, and which, is known at run time only"
 _SIZE = "its sizes are known at run time only"
-#: How often sizes that depend on computed sizes are followed.
-_ROUNDS = 8
-
 _TYPE = "there is no formula for it here"
 
 
@@ -49,7 +43,7 @@ def count_flops(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Flops:
     if open_ones:
         return Flops(None, unknown=f"the model leaves the size of {open_ones[0]} open, and no size was given")
     known = {name: shape for name, shape in inputs.items() if shape is not None}
-    shapes = _shapes(model, known)
+    shapes = RunShapes(model, known)
     work, missing = Work(), Counter[tuple[str, str]]()
     for node in model.graph:
         found = _count(node, shapes)
@@ -69,36 +63,13 @@ def _inputs(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     return {str(v.name): sizes.get(str(v.name)) or _static(v.shape) for v in values}
 
 
-def _shapes(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Shapes:
-    """The shapes of all values, followed through sizes that the model computes from those of its inputs."""
-    found: dict[ir.Value, npt.NDArray[Any]] = {}
-    shapes = Shapes(model, sizes)
-    for _ in range(_ROUNDS):
-        constants = Constants(model, shapes, keep_overridable=False)
-        lost = (node for node in model.graph if any(_sizes_of(shapes, value) is None for value in node.outputs))
-        asked = {value for node in lost for value in node.inputs if value is not None and _is_size(value, shapes)}
-        new = {value: array for value in asked - set(found) if (array := constants.array(value)) is not None}
-        if not new:
-            break
-        found |= new
-        shapes = Shapes(model, sizes, found)
-    return shapes
-
-
-def _is_size(value: ir.Value, shapes: Shapes) -> bool:
-    """Whether it is computed, and a list of numbers, as sizes, scales and places are."""
-    dtype, rank = shapes.dtype(value), shapes.rank(value)
-    is_list = rank is not None and rank <= 1
-    return value.producer() is not None and (is_list or (dtype is not None and dtype.name == "int64"))
-
-
 def _static(shape: ir.Shape | None) -> tuple[int, ...] | None:
     if shape is None or not all(isinstance(size, int) for size in shape):
         return None
     return tuple(int(size) for size in shape)  # type: ignore[arg-type]
 
 
-def _count(node: ir.Node, shapes: Shapes) -> Work | str:
+def _count(node: ir.Node, shapes: RunShapes) -> Work | str:
     """What the node does, or why that is not counted."""
     if any(True for _ in bodies(node)):
         return _BODY
@@ -111,7 +82,7 @@ def _count(node: ir.Node, shapes: Shapes) -> Work | str:
     return _SIZE if found is None else found
 
 
-def _sizes_of(shapes: Shapes, value: ir.Value | None) -> Sizes:
+def _sizes_of(shapes: RunShapes, value: ir.Value | None) -> Sizes:
     """The shape of the value; None if it is absent or its sizes are not all known."""
     shape: Shape | None = shapes.shape(value)
     fixed = [size for size in shape or () if isinstance(size, int)]

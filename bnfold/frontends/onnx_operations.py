@@ -67,11 +67,11 @@ _REDUCTIONS = {
 #: Operators that move, pick, cast or compare numbers, or make them from nothing.
 FREE = frozenset(
     """
-    And ArgMax ArgMin Cast CastLike Compress Concat ConcatFromSequence Constant ConstantOfShape DepthToSpace Dropout Equal Expand EyeLike
-    Flatten Gather GatherElements GatherND Greater GreaterOrEqual Hardmax Identity IsInf IsNaN Less LessOrEqual
-    NonMaxSuppression NonZero Not OneHot Or Pad Range Reshape ReverseSequence ScatterElements ScatterND SequenceAt
-    SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength Shape Size Slice
-    SpaceToDepth Split SplitToSequence Squeeze Tile TopK Transpose Trilu Unique Unsqueeze Where Xor
+    And ArgMax ArgMin Cast CastLike Compress Concat ConcatFromSequence Constant ConstantOfShape DepthToSpace Dropout
+    Equal Expand EyeLike Flatten Gather GatherElements GatherND Greater GreaterOrEqual Hardmax Identity IsInf IsNaN
+    Less LessOrEqual NonMaxSuppression NonZero Not OneHot Or Pad Range Reshape ReverseSequence ScatterElements
+    ScatterND SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength Shape Size
+    Slice SpaceToDepth Split SplitToSequence Squeeze Tile TopK Transpose Trilu Unique Unsqueeze Where Xor
     """.split()
 )
 
