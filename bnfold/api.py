@@ -6,17 +6,15 @@ The command line calls these and nothing else. Nothing here prints; long work te
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
-
-import onnx_ir as ir
 
 from bnfold.batches import Data
 from bnfold.calibrating import Calibration, Choice, as_calibration, calibrated
 from bnfold.checking import Progress, Proof, Where, Wishes, demand, prepare_check
 from bnfold.data_sources import DataLike
-from bnfold.decision import Decision
 from bnfold.errors import UsageError
+from bnfold.fold_result import FoldResult
 from bnfold.frontends.onnx_files import load, save
 from bnfold.frontends.onnx_fold import Settings, plan_model
 from bnfold.frontends.onnx_readers import Reader
@@ -24,8 +22,7 @@ from bnfold.frontends.onnx_simplify import prepared
 from bnfold.history import History, Wish
 from bnfold.inputs import InputsLike
 from bnfold.leftover_forms import Form
-from bnfold.manifest import Manifest
-from bnfold.model_size import scales_of, size_of
+from bnfold.model_size import scales_of, size_of, with_flops
 from bnfold.models import ModelLike, opened
 from bnfold.notes import plan_notes
 from bnfold.report.model import Report
@@ -43,26 +40,6 @@ __all__ = ["FoldResult", "fold", "inspect", "load", "save", "verify"]
 Readers: TypeAlias = Mapping[tuple[str, str], Reader]
 
 
-@dataclass(frozen=True, eq=False)
-class FoldResult:
-    """A folded model and what happened.
-
-    Attributes:
-        model: The folded model; the original is as it was.
-        report: Decisions, sizes and verification.
-        manifest: How to undo the fold (and the folds before it that `model` knew of), where one was asked for.
-    """
-
-    model: ir.Model
-    report: Report
-    manifest: Manifest | None = None
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """One for each BatchNorm (and constant chain that is one in disguise), in topological order."""
-        return self.report.decisions
-
-
 def inspect(  # noqa: PLR0913
     model: ModelLike | nn.Module,
     *,
@@ -77,6 +54,7 @@ def inspect(  # noqa: PLR0913
     leftover: Form = "keep",
     simplify: bool = False,
     readers: Readers | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Report:
     """What `fold` would do with `model`, which stays as it is.
 
@@ -100,15 +78,17 @@ def inspect(  # noqa: PLR0913
         simplify: Run onnxsim first (without its own BatchNorm fusion), to uncover constants.
         readers: Your own readers of operators, by domain ("" for the standard ones) and operator type; they come
             before bnfold's. `examples/own_carrier.py` shows one.
+        shapes: Shapes of inputs by name, where the model leaves them open, to count what it computes.
 
     Raises:
-        UsageError: `only` or `keep` is no regular expression, `leftover` is no form; the file does not exist.
+        UsageError: `only` or `keep` is no regular expression, `leftover` is no form; the file does not exist; `shapes`
+            contradicts the model.
         ModelError: The file is not an ONNX model that can be read; the module is in training mode, or does not run.
         MissingPackageError: onnxsim is wanted and not installed.
     """
     form = as_form(leftover)
     if is_module(model):
-        refuse_torch((keep_overridable, simplify, readers))
+        refuse_torch((keep_overridable, simplify, readers, shapes))
         graph = (as_graph, static_shapes, reduce, merge, form)
         return inspect_torch(model, example_inputs, selection(only, keep), graph)
     refuse_onnx(example_inputs is not None, as_graph, static_shapes)
@@ -117,7 +97,8 @@ def inspect(  # noqa: PLR0913
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
     planned = plan_model(original.clone(), settings)
     notes += plan_notes(planned)
-    return Report(name, planned.decisions, size_of(original), notes=notes, scales=scales_of(planned.parts))
+    report = Report(name, planned.decisions, size_of(original), notes=notes, scales=scales_of(planned.parts))
+    return with_flops(report, original, None, shapes)
 
 
 @overload
@@ -238,7 +219,7 @@ def fold(  # noqa: PLR0913
         manifest: How to note for `bnfold.unfold` what was done: "apart" in the result alone, "embed" in the metadata
             of the model too. A model that carries a manifest goes on carrying one.
         providers: Execution providers of onnxruntime to check on: "cpu", "cuda", or "all" that it has.
-        shapes: Shapes of inputs by name, where the model leaves them open.
+        shapes: As `inspect`; the check runs at these sizes.
         inputs: Inputs that are the same in every run (indices, sizes), by name: arrays, or paths of .npy files.
         seed: Seed of the inputs of the check.
         data: Your own data, to compare on as well: a `DataRequest` or its text, or a list of batches.
@@ -252,7 +233,7 @@ def fold(  # noqa: PLR0913
     Raises:
         UsageError, ModelError, MissingPackageError: As `inspect`; also, data without `verify`, or no data there.
         DataError: The data cannot be read, or does not fit the model.
-        VerificationError: The folded model is not equivalent; its `report` says where.
+        VerificationError: The folded model is not equivalent; its `report` says where, its `models` are both models.
         MachineError: The check cannot be run here (no kernel, no device), or proves nothing.
     """
     form, wishes = as_form(leftover), Wishes(inputs, oracle, metric, metric_output, self_test, deployed)
@@ -294,6 +275,8 @@ def fold(  # noqa: PLR0913
     if verify:
         checked = Verification(check.local(original, planned, spans), check.quick(given, folded))
         report = replace(report, verification=checked)
-        demand(report)
+    report = with_flops(report, original, folded, shapes)
+    if verify:
+        demand(report, models=(given, folded))
     planned.record(report.verification.providers if report.verification else ())
     return FoldResult(folded, report, history.extended(folded))

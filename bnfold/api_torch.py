@@ -50,7 +50,7 @@ def fold_module(
     folded = copied(module)
     planned.write(folded)
     gone = sum(len(made.bench.removed) for _, made in planned.parts)
-    after = Size(before.nodes - gone, before.batchnorms - gone, _bytes(folded))
+    after = Size(before.nodes - gone, before.batchnorms - gone, *_stored(folded))
     scales, moved = scales_of(planned.parts), proof.recalibration
     report = Report(name, planned.decisions, before, after, None, planned.notes, scales, moved)
     if proof.verify:
@@ -138,12 +138,14 @@ def _size(module: nn.Module, planned: Planned) -> Size:
     norms = [op for op in operators if isinstance(op.view, BatchNorm) or _is_kept(op.view)]
     held = {op.name for op in norms}
     elsewhere = [d for d in planned.decisions if d.subject.is_batchnorm and d.subject.name not in held]
-    return Size(len(operators) + len(elsewhere), len(norms) + len(elsewhere), _bytes(module))
+    return Size(len(operators) + len(elsewhere), len(norms) + len(elsewhere), *_stored(module))
 
 
 def _is_kept(view: object) -> bool:
     return isinstance(view, Barrier) and view.is_batchnorm
 
 
-def _bytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+def _stored(module: nn.Module) -> tuple[int, int]:
+    """Bytes of all parameters and buffers, and how many numbers they are."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors), sum(t.numel() for t in tensors)

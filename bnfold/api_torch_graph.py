@@ -191,7 +191,8 @@ def _check(planned: _Planned, folded: ExportedProgram, proof: Proof) -> Verifica
 def _size(program: ExportedProgram, graph: TorchGraph) -> Size:
     norms = [op for op in graph.operators if isinstance(op.view, BatchNorm) or _is_kept(op.view)]
     tensors = [t for _, t in (*program.named_parameters(), *program.named_buffers())]
-    return Size(len(graph.operators), len(norms), sum(t.numel() * t.element_size() for t in tensors))
+    numbers, stored = sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
+    return Size(len(graph.operators), len(norms), stored, numbers)
 
 
 def _is_kept(view: object) -> bool:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from bnfold.data import fill_shapes, read_inputs, synthesise
 from bnfold.errors import BnfoldError, ProviderError, UsageError
 from bnfold.frontends.onnx_files import in_memory, load
+from bnfold.inputs import InputsLike, fixed_inputs
 from bnfold.providers import each_provider
 from bnfold.report.bench_report import BenchReport, Measured
 from bnfold.runtime import open_session, require
@@ -43,6 +44,7 @@ def benchmark(  # noqa: PLR0913
     seed: int = 0,
     threads: int = 0,
     rounds: int = 30,
+    inputs: InputsLike | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Time two models on the same seeded inputs, in turns, at both levels of onnxruntime's optimiser.
@@ -55,13 +57,14 @@ def benchmark(  # noqa: PLR0913
         seed: Seed of the inputs.
         threads: Threads within an operator; 0 leaves the choice to onnxruntime, which takes one for each core.
         rounds: How often each model is measured.
+        inputs: Inputs that hold indices or sizes, by name: arrays, or paths of .npy files.
         progress: Told what is being done.
 
     Raises:
         UsageError: A file does not exist, `shapes` contradicts the model, or there is no round.
         ModelError: A file is not an ONNX model that can be read.
         MissingPackageError, ProviderError: The models cannot be run there.
-        DataError: No input can be made up.
+        DataError: No input can be made up, or one of `inputs` does not fit.
     """
     if rounds < 1 or threads < 0:
         raise UsageError("there is at least one round, and not less than no threads", where="benchmark")
@@ -69,7 +72,8 @@ def benchmark(  # noqa: PLR0913
     for provider in providers:
         require(provider)
     models = [in_memory(model if isinstance(model, ir.Model) else load(model)) for model in (before, after)]
-    feeds = _feeds(models[0], dict(shapes or {}), seed)
+    specs = read_inputs(models[0])
+    feeds = _feeds(models[0], dict(shapes or {}), seed, fixed_inputs(inputs, specs) if inputs else {})
     tell = progress or (lambda _clause: None)
     measured = []
     for provider in providers:
@@ -84,15 +88,16 @@ def _name(model: ir.Model | str | os.PathLike[str]) -> str:
     return model.graph.name or "model" if isinstance(model, ir.Model) else Path(model).name
 
 
-def _feeds(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], seed: int) -> Feeds:
+def _feeds(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], seed: int, fixed: Feeds) -> Feeds:
     """One sample, of the first image size that the model takes."""
     inputs = read_inputs(model)
+    shapes |= {name: value.shape for name, value in fixed.items()}
     fill_shapes(inputs, batch=1, spatial=_SIZES[0], overrides=shapes)
     sizes = _SIZES if any(spec.open_spatial_axes for spec in inputs if spec.name not in shapes) else _SIZES[:1]
     session = open_session(model)
     refused: BnfoldError | None = None
     for size in sizes:
-        feeds: Feeds = synthesise(inputs, seed=seed, batch=1, overrides=shapes, spatial=size)
+        feeds: Feeds = synthesise(inputs, seed=seed, batch=1, overrides=shapes, spatial=size) | fixed
         try:
             session.run([value.name for value in model.graph.output], feeds)
         except ProviderError as error:

@@ -205,13 +205,16 @@ def source_of(data: DataLike | None, model: ir.Model, fixed: Collection[str] = (
     return as_source(data, [spec for spec in read_inputs(in_memory(model)) if spec.name not in fixed])
 
 
-def demand(report: Report, kind: str = "model", remedy: str = BY_FLAGS) -> None:
+def demand(
+    report: Report, kind: str = "model", remedy: str = BY_FLAGS, models: tuple[ir.Model, ir.Model] | None = None
+) -> None:
     """Nothing wrong gets out, and nothing unproven either.
 
     Args:
         report: What was checked.
         kind: What was folded, for the message.
         remedy: What helps where nothing is proven.
+        models: What was compared, for who wants to look.
 
     Raises:
         VerificationError: The models differ.
@@ -228,5 +231,5 @@ def demand(report: Report, kind: str = "model", remedy: str = BY_FLAGS) -> None:
         failure = VerificationError(what, where=report.model, remedy=UNOPTIMISED if apart else "")
     else:
         failure = MachineError(f"nothing is proven: {checked.doubt.rstrip('.')}", where=report.model, remedy=remedy)
-    failure.report = report
+    failure.report, failure.models = report, models
     raise failure

@@ -51,15 +51,17 @@ def _files(_context: click.Context, _option: click.Parameter, texts: tuple[str, 
     return files or None
 
 
+input_option = click.option(
+    "--input",
+    "inputs",
+    metavar="NAME=FILE.npy",
+    multiple=True,
+    callback=_files,
+    help="The whole of one input (indices, sizes), the same in every run; may be repeated.",
+)
+
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "--input",
-        "inputs",
-        metavar="NAME=FILE.npy",
-        multiple=True,
-        callback=_files,
-        help="The whole of one input (indices, sizes), the same in every run; may be repeated.",
-    ),
+    input_option,
     click.option("--oracle", is_flag=True, help="Ask float64 about every tensor, not only about doubtful ones."),
     click.option(
         "--metric",

@@ -1,13 +1,16 @@
-"""The command `fold`: recalibrate if that is asked for, fold, verify, write."""
+"""The command `fold`: recalibrate if that is asked for, fold, verify, measure if that is asked for, write."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from bnfold.cli_bench import Timed, timing
 from bnfold.cli_checks import Asked, asking
 from bnfold.cli_data import data_options
 from bnfold.cli_options import (
@@ -23,11 +26,12 @@ from bnfold.cli_options import (
     recalibrating,
     showing,
 )
-from bnfold.cli_report import Reports, printed, report_option
-from bnfold.cli_torch import Opening, check_options, writes_torch
+from bnfold.cli_report import Reports, printed, report_option, with_files
+from bnfold.cli_reproduce import check_place, reproduce_option, write_reproduction
+from bnfold.cli_torch import Opening, writes_torch
 from bnfold.cli_unfold import beside, check_targets
 from bnfold.cli_verify import VERIFY_DATA
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, UsageError, VerificationError
 
 if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
     from rich.console import Console
@@ -35,6 +39,7 @@ if TYPE_CHECKING:  # loading these takes a second, which --help need not wait fo
     from bnfold.api import FoldResult
     from bnfold.data_sources import DataRequest
     from bnfold.leftover_forms import Form
+    from bnfold.report.bench_report import BenchReport
     from bnfold.report.model import Report
     from bnfold.report.recalibration_report import RecalibrationReport
 
@@ -56,6 +61,8 @@ _CALIBRATE = {"calibrate": ("--calibrate", "Recalibrate first, on these samples,
 @asking
 @data_options(_CALIBRATE | VERIFY_DATA, seed=False)
 @recalibrating("calibrate", "--calibrate")
+@timing
+@reproduce_option
 @report_option
 @showing
 def fold_command(  # noqa: PLR0913  # one parameter for each option
@@ -82,6 +89,8 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     calibrate: DataRequest | None,
     data: DataRequest | None,
     how: How,
+    timed: Timed | None,
+    reproduce: str | None,
     reports: Reports,
     as_json: bool,
     quiet: bool,
@@ -91,28 +100,26 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     The suffix of OUTPUT says what is written: .onnx, or of a PyTorch model .pt2, .pt (a state dict) or .safetensors.
     """
     from bnfold import api, terminal, wording  # noqa: PLC0415  # as above: not for --help
-    from bnfold.api_torch_graph import GraphSettings  # noqa: PLC0415
+    from bnfold.benchmarking import benchmark  # noqa: PLC0415
     from bnfold.calibrating import Calibration, Choice  # noqa: PLC0415
     from bnfold.checking import BY_FLAGS, Proof  # noqa: PLC0415
     from bnfold.report.model import Report  # noqa: PLC0415
-    from bnfold.selecting import selection  # noqa: PLC0415
-    from bnfold.torch_folds import fold_file  # noqa: PLC0415
+    from bnfold.reproduction import reproduce_failure  # noqa: PLC0415
+    from bnfold.torch_folds import fold_file, graph_settings  # noqa: PLC0415
 
     targets = [output, *([] if manifest in (None, EMBED) else [manifest])]
-    sources = [model, *(request.text for request in (calibrate, data) if request)]
-    check_targets(targets, [*sources])
-    reports.check([*sources, *targets])
+    _check_files(targets, [model, *(request.text for request in (calibrate, data) if request)], reports)
+    _check_reproduce(reproduce, [*targets, *reports.paths], verify=not no_verify)
     given = Opening(factory, trust_pickle, shapes)
-    to_torch = writes_torch(model, output)
-    if to_torch:
-        check_options(click.get_current_context(), output)
+    to_torch = writes_torch(model, output, click.get_current_context())
     wish = None if calibrate is None else Calibration(calibrate, **how)
-    console, moved = terminal.open_console(quiet), None
+    console, moved, measure = terminal.open_console(quiet), None, None
+    show = _Shown(model, console, reports, as_json)
     try:
         with terminal.progress(console, f"folding {model}") as tell:
             choice = Choice(only, keep, progress=tell)
             if to_torch:
-                settings = GraphSettings(selection(only, keep), False, reduce, not no_merge, leftover)
+                settings = graph_settings(only, keep, reduce, not no_merge, leftover)
                 proof = Proof(not no_verify, seed, tell, BY_FLAGS)
                 report, write = fold_file(given.torch(model), output, shapes, settings, proof, wish, choice)
             else:
@@ -141,20 +148,28 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
                     **asked,
                 )
                 report, write = _with(result.report, moved), partial(_write_onnx, result, output, manifest)
+                if timed is not None:
+                    pair, fixed = (source, result.model), asked["inputs"]
+                    measure = partial(
+                        benchmark, *pair, providers=providers, shapes=shapes, seed=seed, inputs=fixed, **timed
+                    )
     except BnfoldError as error:
         if isinstance(error.report, Report):
-            _show_fold(console, _with(error.report, moved), as_json)
-            reports.of_fold(_with(error.report, moved), input=model)
+            show.fold(_with(error.report, moved))
+        if reproduce is not None and isinstance(error, VerificationError):
+            write_reproduction(
+                reproduce, partial(reproduce_failure, error, reproduce, seed=seed, data=data, inputs=asked["inputs"])
+            )
         raise
     against = wording.objection(report) if require_all else ""
     if against:
-        _show_fold(console, report, as_json)
-        reports.of_fold(report, input=model)
+        show.fold(report)
         terminal.say(against)
         return NOT_DONE
+    if measure is not None:
+        report = _measured(report, measure, console, (model, output))
     write()
-    _show_fold(console, report, as_json)
-    reports.of_fold(report, input=model, output=output)
+    show.fold(report, output)
     if not as_json:
         click.echo(f"{printed(output)}: {wording.done(report)}")
     return DONE
@@ -165,6 +180,16 @@ def _with(report: Report, moved: RecalibrationReport | None) -> Report:
     return report if moved is None else replace(report, recalibration=moved)
 
 
+def _measured(report: Report, measure: Callable[..., BenchReport], console: Console, files: tuple[str, str]) -> Report:
+    """The report with the latency of both models, under the names of their files."""
+    from bnfold import terminal  # noqa: PLC0415
+
+    with terminal.progress(console, f"measuring {files[0]} and {files[1]}") as tell:
+        found = measure(progress=tell)
+    before, after = (Path(file).name for file in files)
+    return replace(report, bench=replace(found, before=before, after=after))
+
+
 def _write_onnx(result: FoldResult, output: str, manifest: str | None) -> None:
     from bnfold import api  # noqa: PLC0415
 
@@ -172,11 +197,38 @@ def _write_onnx(result: FoldResult, output: str, manifest: str | None) -> None:
         api.save(result.model, output)
 
 
-def _show_fold(console: Console, report: Report, as_json: bool) -> None:
-    from bnfold import terminal  # noqa: PLC0415
-    from bnfold.report.json_report import report_json  # noqa: PLC0415
+def _check_files(targets: list[str], sources: list[str], reports: Reports) -> None:
+    """Refuse at once what could not be written in the end, or would overwrite what is read."""
+    check_targets(targets, [*sources])
+    reports.check([*sources, *targets])
 
-    if as_json:
-        click.echo(report_json(report), nl=False)
-    else:
-        terminal.show_summary(console, report)
+
+def _check_reproduce(folder: str | None, others: list[str], *, verify: bool) -> None:
+    """Likewise of the place of a reproduction, which only a check can need."""
+    if folder is not None and not verify:
+        what = "--reproduce is for a check that fails, and the check is left out"
+        raise UsageError(what, where=folder, remedy="leave out one of the two")
+    check_place(folder, others)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Where people and programs see what happened to one model."""
+
+    model: str
+    console: Console
+    reports: Reports
+    as_json: bool
+
+    def fold(self, report: Report, output: str | None = None) -> None:
+        """On stdout or stderr, and in the reports; `output` is the file that was written."""
+        from bnfold import terminal  # noqa: PLC0415
+        from bnfold.report.json_report import report_json  # noqa: PLC0415
+
+        report = with_files(report, self.model, output)
+        if self.as_json:
+            click.echo(report_json(report), nl=False)
+        else:
+            terminal.show_summary(self.console, report)
+        written = {} if output is None else {"output": output}
+        self.reports.of_fold(report, input=self.model, **written)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from bnfold.cli_options import DONE, EPILOG, opening, reading, shape_option, showing
-from bnfold.cli_report import Reports, printed, report_option
-from bnfold.cli_torch import Opening, check_options, writes_torch
+from bnfold.cli_report import Reports, printed, report_option, with_files
+from bnfold.cli_torch import Opening, writes_torch
 
 if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
     from bnfold.leftover_forms import Form
@@ -48,20 +48,16 @@ def inspect_command(  # noqa: PLR0913
 ) -> int:
     """Show what `fold` would do with every BatchNorm of MODEL, and why; write nothing."""
     from bnfold import api, terminal, wording  # noqa: PLC0415
-    from bnfold.api_torch_graph import GraphSettings  # noqa: PLC0415
     from bnfold.report.json_report import report_json  # noqa: PLC0415
-    from bnfold.selecting import selection  # noqa: PLC0415
-    from bnfold.torch_folds import inspect_file  # noqa: PLC0415
+    from bnfold.torch_folds import graph_settings, inspect_file  # noqa: PLC0415
 
     reports.check([model])
     given = Opening(factory, trust_pickle, shapes)
-    to_torch = writes_torch(model, f"x.{to}")
-    if to_torch:
-        check_options(click.get_current_context(), f"x.{to}")
+    to_torch = writes_torch(model, f"x.{to}", click.get_current_context())
     console = terminal.open_console(quiet)
     with terminal.progress(console, f"reading {model}"):
         if to_torch:
-            settings = GraphSettings(selection(only, keep), False, reduce, not no_merge, leftover)
+            settings = graph_settings(only, keep, reduce, not no_merge, leftover)
             report = inspect_file(given.torch(model), f"x.{to}", shapes, settings)
         else:
             report = api.inspect(
@@ -73,7 +69,9 @@ def inspect_command(  # noqa: PLR0913
                 merge=not no_merge,
                 leftover=leftover,
                 simplify=simplify,
+                shapes=None if given.is_torch(model) else shapes,
             )
+    report = with_files(report, model)
     reports.of_fold(report, input=model)
     if as_json:
         click.echo(report_json(report), nl=False)

@@ -180,7 +180,7 @@ def recalibrating(data: str, flag: str) -> Callable[[Command], Command]:
             picked = {
                 name: given.pop(name) for name in ("method", "momentum", "variance", "memory", "force", "unshare")
             }
-            named = [name for name in picked if _is_typed(name)]
+            named = [name for name in picked if is_typed(name)]
             if named and given[data] is None:
                 raise UsageError(
                     f"--{named[0]} says how to recalibrate, and there is no data for it", remedy=f"give {flag} as well"
@@ -203,7 +203,7 @@ def _how(  # noqa: PLR0913  # one parameter for each option
     return How(method=method, momentum=momentum, bessel=bessel, memory=memory, force=force, unshare=unshare)
 
 
-def _is_typed(name: str) -> bool:
+def is_typed(name: str) -> bool:
     """Whether an option was given, be it with its default."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,9 @@ class Reports:
         from bnfold.report.json_report import report_json  # noqa: PLC0415
 
         self._publish(
-            lambda origin: Page(report.model, origin, fold=report, recalibration=report.recalibration),
+            lambda origin: Page(
+                report.model, origin, fold=report, recalibration=report.recalibration, bench=report.bench
+            ),
             lambda: report_json(report),
             files,
         )
@@ -99,6 +101,22 @@ class Reports:
                 raise UsageError("the report and another file of the command cannot be one", where=path)
         if any(not path.lower().endswith(".json") for path in self.paths):
             require_templates()
+
+
+def with_files(report: Report, model: str, output: str | None = None) -> Report:
+    """The report with the sizes of its files on the disk, the data that lies beside an ONNX file among it."""
+    before = replace(report.before, file=_file_size(model))
+    if report.after is None or output is None:
+        return replace(report, before=before)
+    return replace(report, before=before, after=replace(report.after, file=_file_size(output)))
+
+
+def _file_size(path: str) -> int:
+    from bnfold.cli_torch import is_torch_file  # noqa: PLC0415
+    from bnfold.frontends.onnx_files import external_files, load  # noqa: PLC0415
+
+    beside = set() if is_torch_file(path) else {file.resolve() for file, _ in external_files(load(path))}
+    return sum(file.stat().st_size for file in (Path(path), *beside))
 
 
 def printed(path: str) -> str:

@@ -30,6 +30,8 @@ _ONNX_ONLY = {
     "metric": "--metric",
     "metric_output": "--metric-output",
     "no_deployed": "--no-deployed",
+    "reproduce": "--reproduce",
+    "bench": "--bench",
 }
 _GRAPH_ONLY = {"reduce": "--reduce", "no_merge": "--no-merge", "leftover": "--leftover"}
 
@@ -98,11 +100,16 @@ def is_torch_file(model: str) -> bool:
     return kind_of(model) is not FileKind.ONNX
 
 
-def writes_torch(model: str, output: str) -> bool:
+def writes_torch(model: str, output: str, context: click.Context | None = None) -> bool:
     """Whether `output` is to be a file of PyTorch's, by its suffix.
 
+    Args:
+        model: The file that is read.
+        output: The file to write.
+        context: The command, whose options must mean something for such an output.
+
     Raises:
-        UsageError: It is to be of no kind that can be made of `model`.
+        UsageError: It is to be of no kind that can be made of `model`; or an option was given that has no place there.
     """
     from bnfold.frontends.torch_kinds import TORCH_SUFFIXES  # noqa: PLC0415
     from bnfold.torch_outputs import GRAPHS, STATES  # noqa: PLC0415
@@ -110,6 +117,8 @@ def writes_torch(model: str, output: str) -> bool:
     suffix, from_torch = Path(output).suffix.lower(), is_torch_file(model)
     if suffix in (*GRAPHS, *STATES):
         if from_torch:
+            if context is not None:
+                _check_options(context, output)
             return True
         raise UsageError("an ONNX model cannot become a PyTorch file", where=output, remedy="name a file in .onnx")
     if suffix in TORCH_SUFFIXES or (from_torch and suffix != ".onnx"):
@@ -118,7 +127,7 @@ def writes_torch(model: str, output: str) -> bool:
     return False
 
 
-def check_options(context: click.Context, output: str) -> None:
+def _check_options(context: click.Context, output: str) -> None:
     """Refuse options that were given and mean nothing for this output.
 
     Raises:

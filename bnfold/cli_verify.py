@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from bnfold.cli_checks import Asked, asking
 from bnfold.cli_data import data_options
 from bnfold.cli_options import DONE, EPILOG, NOT_DONE, checking, opening, showing
 from bnfold.cli_report import Reports, printed, report_option
+from bnfold.cli_reproduce import check_place, reproduce_option, write_reproduction
 from bnfold.cli_torch import Opening, check_comparison
 
 if TYPE_CHECKING:  # loading these takes a second, which --help need not wait for
@@ -26,11 +28,7 @@ VERIFY_DATA = {"data": ("--verify-data", "Your own data, to compare on as well")
 @checking
 @asking
 @data_options(VERIFY_DATA, seed=False)
-@click.option(
-    "--reproduce",
-    metavar="FOLDER",
-    help="Where to write the smallest pair of models that differs, and its inputs, if anything does.",
-)
+@reproduce_option
 @report_option
 @showing
 def verify_command(  # noqa: PLR0913
@@ -60,8 +58,7 @@ def verify_command(  # noqa: PLR0913
     from bnfold.torch_file_verify import verify_files  # noqa: PLC0415
 
     reports.check([before, after])
-    if reproduce is not None:
-        reproduction.check_folder(reproduce)
+    check_place(reproduce, reports.paths)
     given = Opening(factory, trust_pickle, shapes)
     with_torch = given.is_any_torch(before, after)
     if with_torch:
@@ -88,11 +85,9 @@ def verify_command(  # noqa: PLR0913
     else:
         terminal.show_verification(console, found)
     reports.of_verification(found, before, after)
-    if reproduce is not None and found.differs:
-        operators = reproduction.reproduce(
-            before, after, found, reproduce, seed=seed, data=data, inputs=asked["inputs"]
-        )
-        terminal.say(f"{reproduce}: {wording.listed(operators)} of both models, which differ, and their inputs")
+    if reproduce is not None and found.failed:
+        cut = partial(reproduction.reproduce, before, after, found, reproduce)
+        write_reproduction(reproduce, partial(cut, seed=seed, data=data, inputs=asked["inputs"]))
     if not found.passed and not found.failed:
         raise MachineError(f"nothing is proven: {found.doubt}", where=printed(after))
     if not as_json:

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class BnfoldError(Exception):
@@ -26,10 +26,12 @@ class BnfoldError(Exception):
         where: The file, node or tensor concerned; empty when the fault has no place.
         remedy: What the reader can do about it; empty when nothing helps.
         report: The `bnfold.report.model.Report` of what was done until then; None where there is none.
+        models: The original and the folded `onnx_ir.Model` that were compared; None where there are none.
     """
 
     exit_code: ClassVar[int] = 3
     report: object = None
+    models: tuple[Any, Any] | None = None
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         self.what, self.where, self.remedy = what, where, remedy

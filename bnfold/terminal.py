@@ -15,6 +15,7 @@ from bnfold.drift import Recalibrated
 from bnfold.report.bench_report import BenchReport
 from bnfold.report.model import Report
 from bnfold.report.recalibration_report import RecalibrationReport
+from bnfold.size_wording import flops_both, flops_notes, flops_sizes
 from bnfold.sizes import data_size
 from bnfold.verification import Verification
 from bnfold.wording import (
@@ -69,6 +70,9 @@ def show_summary(console: Console, report: Report) -> None:
     facts = [*recalibrated, *_counts(report), *_sizes(report), *_checks(report.verification), *_notes(report.notes)]
     left = [*_reduced(report.reduced), *_kept([d for d in report.kept_batchnorms if not as_asked(d)])]
     _show_facts(console, [*facts, *left])
+    if report.bench is not None:
+        console.print("\nlatency", style="bold")
+        show_bench(console, report.bench)
 
 
 def show_decisions(console: Console, report: Report) -> None:
@@ -196,9 +200,13 @@ def _sizes(report: Report) -> Iterator[tuple[str, str]]:
     if after is None:
         yield "operators", str(before.nodes)
         yield "weights", data_size(before.bytes)
-        return
-    yield "operators", f"{before.nodes} -> {after.nodes}"
-    yield "weights", f"{data_size(before.bytes)} -> {data_size(after.bytes)}"
+    else:
+        yield "operators", f"{before.nodes} -> {after.nodes}"
+        yield "weights", f"{data_size(before.bytes)} -> {data_size(after.bytes)}"
+    if before.flops is not None:
+        known = before.flops.work is not None
+        figures = f"{flops_both(report).replace('→', '->')}, at {flops_sizes(report)}; a multiply-add is 2"
+        yield "FLOPs", figures if known else flops_notes(report)[0].removeprefix("FLOPs are ")
 
 
 def _checks(verification: Verification | None) -> Iterator[tuple[str, str]]:

@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.calibrating import Calibration, Choice
+from bnfold.selecting import selection
 from bnfold.torch_outputs import GRAPHS, check_output
 from bnfold.torch_recalibrated import recalibrated
 
 if TYPE_CHECKING:
     from bnfold.api_torch_graph import GraphSettings
     from bnfold.checking import Proof
+    from bnfold.leftover_forms import Form
     from bnfold.report.model import Report
     from bnfold.torch_files import Shapes, TorchFile
+
+
+def graph_settings(only: str | None, keep: str | None, reduce: bool, merge: bool, leftover: Form) -> GraphSettings:
+    """What to do, of sizes that stay open; for a state dict only which BatchNorms counts."""
+    from bnfold.api_torch_graph import GraphSettings  # noqa: PLC0415
+
+    return GraphSettings(selection(only, keep), False, reduce, merge, leftover)
 
 
 def fold_file(  # noqa: PLR0913, PLR0917

@@ -4,14 +4,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from browser import open_page
 from cli_run import MODEL, Run, assert_one_sentence, names, written
-from onnx_models import parse
+from onnx_models import PARAMETERS, STATS, parse
 from test_report_schema import schema
 
 import bnfold
+from bnfold import benchmarking
 from bnfold.pages.page import Page
 from bnfold.pages.provenance import provenance_of
 from bnfold.pages.render import as_html, as_markdown
@@ -153,3 +156,76 @@ def test_a_page_shows_the_figures_and_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("figure", "text"), [(2.0, "2 s"), (0.00125, "1.25 ms"), (12.5e-6, "12.5 us")])
 def test_durations_have_a_unit_that_fits(figure: float, text: str) -> None:
     assert seconds(figure) == text
+
+
+# Together with a fold
+
+
+def test_a_fold_measures_latency_on_request_for_json_terminal_and_pages(run: Run, tmp_path: Path) -> None:
+    output, page = tmp_path / "fused.onnx", tmp_path / "report.html"
+    given = ("--bench", "--rounds", "2", "--threads", "1", "--shape", "images=3x1x8x8", "--report", page)
+    outcome = run(MODEL, "-o", output, *given, "--json")
+    tree = json.loads(outcome.out)
+    schema("fold-1").validate(tree)
+    schema("bench-1").validate(tree["bench"])
+    measured = tree["bench"]
+    assert (measured["before"], measured["after"]) == (MODEL.name, "fused.onnx")
+    assert (measured["rounds"], measured["threads"], measured["inputs"]) == (2, 1, {"images": [3, 1, 8, 8]})
+    assert [entry["level"] for entry in measured["measured"]] == ["DISABLE_ALL", "ENABLE_ALL"]
+    assert [entry["batchnorms"] for entry in measured["measured"]] == [[11, 0], [0, 0]]
+    html = page.read_text(encoding="utf-8")
+    assert "Not measured in this run" not in html
+    assert "latency at DISABLE_ALL on cpu" in html.replace("<wbr>", "")
+
+
+def test_the_terminal_shows_the_latency_of_a_fold_in_80_columns(run: Run, tmp_path: Path) -> None:
+    outcome = run(MODEL, "-o", tmp_path / "fused.onnx", "--bench", "--rounds", "1")
+    assert outcome.code == 0
+    assert "latency\nprovider" in "\n".join(line.rstrip() for line in outcome.err.splitlines())
+    assert max(map(len, outcome.err.splitlines())) <= 80
+
+
+def test_without_bench_nothing_is_measured(run: Run, tmp_path: Path) -> None:
+    assert json.loads(run(MODEL, "-o", tmp_path / "fused.onnx", "--json").out)["bench"] is None
+
+
+@pytest.mark.parametrize("option", ["--threads", "--rounds"])
+def test_how_to_measure_without_bench_is_a_mistake(run: Run, tmp_path: Path, option: str) -> None:
+    outcome = run(MODEL, "-o", tmp_path / "fused.onnx", option, "1")
+    assert (outcome.code, names(tmp_path)) == (2, [])
+    assert_one_sentence(outcome.err, f"{option} says how to measure latency, and nobody asked for that; give --bench")
+
+
+def test_a_fold_that_cannot_be_measured_writes_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise bnfold.MachineError("the clock stands still")
+
+    monkeypatch.setattr(benchmarking, "benchmark", refused)
+    outcome = run(MODEL, "-o", tmp_path / "fused.onnx", "--bench", "--quiet")
+    assert (outcome.code, outcome.out, names(tmp_path)) == (3, "", [])
+    assert_one_sentence(outcome.err, "the clock stands still")
+
+
+def test_an_input_of_indices_is_measured_with_the_callers_numbers(run: Run, tmp_path: Path) -> None:
+    model = parse(
+        f"(float[N,3,8,8] x, int64[5] indices) => (float[N,5,6,6] y) <float[4,3,3,3] w, {PARAMETERS}>"
+        f"{{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) y = Gather<axis=1>(b, indices) }}"
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    np.save(tmp_path / "i.npy", np.array([3, 2, 1, 0, 3]))
+    np.save(tmp_path / "far.npy", np.array([3, 2, 1, 0, 9]))
+    both = (tmp_path / "model.onnx", tmp_path / "model.onnx")
+    assert run("bench", *both, "--rounds", "1", "--input", f"indices={tmp_path / 'i.npy'}").code == 0
+    far = run("bench", *both, "--rounds", "1", "--input", f"indices={tmp_path / 'far.npy'}", "--quiet")
+    assert far.code == 3
+    fold = (tmp_path / "model.onnx", "-o", tmp_path / "fused.onnx", "--bench", "--rounds", "1")
+    assert run(*fold, "--input", f"indices={tmp_path / 'i.npy'}").code == 0
+
+
+def test_a_model_without_a_check_can_be_measured(run: Run, tmp_path: Path) -> None:
+    outcome = run(MODEL, "-o", tmp_path / "fused.onnx", "--bench", "--rounds", "1", "--no-verify", "--json")
+    tree = json.loads(outcome.out)
+    assert tree["verification"] is None
+    assert len(tree["bench"]["measured"]) == 2

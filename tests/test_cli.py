@@ -206,11 +206,12 @@ def test_every_command_has_its_flags() -> None:
     asking = {"--input", "--oracle", "--metric", "--metric-output", "--no-deployed"}
     how = {"--method", "--momentum", "--variance", "--memory", "--force", "--unshare"}
     assert found == {
-        "fold": {"--output", "--require-all", "--no-verify", "--self-test", "--manifest", "--calibrate"}
+        "fold": {"--output", "--require-all", "--no-verify", "--self-test", "--manifest", "--calibrate", "--bench"}
+        | {"--threads", "--rounds", "--reproduce"}
         | (opening | reading | checking | asking | how | showing),
         "inspect": {"--to", "--shape"} | opening | reading | showing,
         "verify": {"--reproduce"} | opening | checking | asking | showing,
-        "bench": {"--provider", "--shape", "--seed", "--threads", "--rounds"} | showing,
+        "bench": {"--provider", "--shape", "--seed", "--input", "--threads", "--rounds"} | showing,
         "recalibrate": {"--timeout", "--output", "--data"}
         | (opening | how)
         | (checking - {"--provider", "--verify-data"})

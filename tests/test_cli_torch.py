@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -203,6 +204,24 @@ CALLS: dict[str, tuple[Maker, tuple[str, ...], str, int, str]] = {
     "--provider": (exported, ("--provider", "cpu"), "x.pt2", 2, "--provider has no place here"),
     "--self-test": (exported, ("--self-test",), "x.pt2", 2, "--self-test has no place here"),
     "--manifest": (exported, ("--manifest", "embed"), "x.pt2", 2, "--manifest has no place here"),
+    "--reproduce": (exported, ("--reproduce", "made"), "x.pt2", 2, "--reproduce has no place here; fold into .onnx"),
+    "--bench": (state, (*NET, *SHAPE, "--bench"), "x.pt", 2, "--bench has no place here; fold into .onnx"),
+    "--oracle": (exported, ("--oracle",), "x.pt2", 2, "--oracle has no place here; fold into .onnx"),
+    "--oracle, state dict": (state, (*NET, *SHAPE, "--oracle"), "x.safetensors", 2, "--oracle has no place here"),
+    "--metric": (exported, ("--metric", "top1"), "x.pt2", 2, "--metric has no place here; fold into .onnx"),
+    "--metric-output": (exported, ("--metric-output", "y"), "x.pt2", 2, "--metric-output has no place here"),
+    "--input": (state, (*NET, *SHAPE, "--input", "image=a.npy"), "x.pt", 2, "--input has no place here; fold into"),
+    "--provider all": (exported, ("--provider", "all"), "x.pt2", 2, "--provider has no place here; fold into .onnx"),
+    "--verify-data": (exported, ("--verify-data", "DATA"), "x.pt2", 2, "--verify-data has no place here; fold into"),
+    "--metric without data": (exported, ("--metric", "top1"), "x.onnx", 2, "there is none; give --verify-data as well"),
+    "--input of no name": (exported, ("--input", "x=a.npy"), "x.onnx", 2, "the model has no input 'x'; its inputs are"),
+    "--reproduce without a check": (
+        exported,
+        ("--reproduce", "made", "--no-verify"),
+        "x.onnx",
+        2,
+        "is for a check that fails, and the check is left out",
+    ),
     "--reduce": (state, (*NET, *SHAPE, "--reduce"), "x.pt", 2, "--reduce has no place here; fold into .pt2 or .onnx"),
 }
 
@@ -211,10 +230,52 @@ CALLS: dict[str, tuple[Maker, tuple[str, ...], str, int, str]] = {
 def test_a_mistake_is_one_sentence_and_writes_nothing(run: Run, folder: Path, tmp_path: Path, name: str) -> None:
     make, options, output, code, expected = CALLS[name]
     path = make(folder)
-    outcome = run(path, "-o", tmp_path / output, *options)
+    data = folder / "data.npy"
+    np.save(data, np.zeros((2, 3, 9, 9), np.float32))
+    outcome = run(path, "-o", tmp_path / output, *(data if word == "DATA" else word for word in options))
     assert (outcome.code, outcome.out) == (code, "")
     assert_one_sentence(outcome.err, expected)
     assert names(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_asks_more_of_the_check_works_into_onnx(run: Run, folder: Path, tmp_path: Path, kind: str) -> None:
+    make, options = KINDS[kind]
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((6, 3, 9, 9)).astype(np.float32))
+    asked = ("--oracle", "--self-test", "--provider", "all", "--metric", "top1", "--verify-data", tmp_path / "data.npy")
+    given = (*asked, "--bench", "--rounds", "1", "--reproduce", tmp_path / "made", "--report", tmp_path / "r.json")
+    outcome = run(make(folder), "-o", tmp_path / "x.onnx", *options, *given)
+    assert outcome.code == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    (check,) = found["verification"]["end_to_end"]
+    assert check["agreement"]["samples"] == 6
+    assert all(entry["oracle"] for entry in check["outputs"])
+    assert all(entry["damaged"]["seen"] for entry in found["verification"]["local"])
+    assert len(found["bench"]["measured"]) == 2
+    assert found["before"]["flops"]["total"] > found["after"]["flops"]["total"] > 0
+    assert found["before"]["file"] > 0 < found["after"]["file"]
+    assert "made" not in names(tmp_path)
+
+
+def test_a_failed_fold_into_onnx_is_reproduced(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = LinearParams.absorb_output
+    monkeypatch.setattr(LinearParams, "absorb_output", lambda *a: LinearParams(right(*a).weight * 1.05, right(*a).bias))
+    outcome = run(state(folder), "-o", tmp_path / "x.onnx", *NET, *SHAPE, "--reproduce", tmp_path / "made", "--quiet")
+    assert (outcome.code, outcome.out, names(tmp_path)) == (1, "", ["in", "made"])
+    assert "of both models, which differ, and their inputs" in outcome.err
+    assert names(tmp_path / "made") == ["after.onnx", "before.onnx", "inputs.npz"]
+
+
+@pytest.mark.parametrize("output", ["x.pt2", "x.pt"])
+def test_a_report_of_a_fold_into_a_pytorch_file_is_written(run: Run, folder: Path, tmp_path: Path, output: str) -> None:
+    reports = [tmp_path / f"r.{suffix}" for suffix in ("html", "md", "json")]
+    given = [word for report in reports for word in ("--report", report)]
+    assert run(state(folder), "-o", tmp_path / output, *NET, *SHAPE, *given).code == 0
+    assert "Equivalent" in reports[0].read_text(encoding="utf-8")
+    assert "Equivalent" in reports[1].read_text(encoding="utf-8")
+    assert json.loads(reports[2].read_text())["after"]["parameters"] > 0
 
 
 def test_a_hostile_pickle_does_not_run_its_code_without_trust(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -262,7 +323,7 @@ def test_what_the_exporter_changes_is_found(
     def wrong(*arguments: Any) -> Any:
         model = right(*arguments)
         bias = model.graph.initializers["head.bias"]
-        bias.const_value = bnfold.api.ir.tensor(bias.const_value.numpy() + np.float32(0.1), name="head.bias")
+        bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(0.1), name="head.bias")
         return model
 
     monkeypatch.setattr(torch_to_onnx, "program_to_onnx", wrong)
@@ -325,7 +386,7 @@ def test_the_exported_model_has_its_batchnorms_and_names_of_modules(folder: Path
     shapes = {"image": (2, 3, 9, 9)}
     for path, factory in ((state(folder), models.net), (exported(folder), None), (script(folder), None)):
         model = open_torch(path, model=factory).to_onnx(shapes, verify=True)
-        proto = onnx.ModelProto.FromString(bnfold.api.ir.to_proto(model).SerializeToString())
+        proto = onnx.ModelProto.FromString(ir.to_proto(model).SerializeToString())
         kinds = [node.op_type for node in proto.graph.node]
         assert kinds.count("BatchNormalization") == 2
         assert kinds.count("Conv") == 1

@@ -70,6 +70,11 @@ CALLS: dict[str, tuple[Maker, Maker, tuple[str, ...], int, str]] = {
     "no trust": (pickled, pickled, SHAPE, 2, "runs code of whoever made it"),
     "data": (exported, exported, ("--verify-data", "x.npy"), 2, "--verify-data has no place here"),
     "a place for operators": (exported, lambda _: MODEL, ("--reproduce", "x"), 2, "--reproduce has no place here"),
+    "the oracle": (exported, exported, ("--oracle",), 2, "--oracle has no place here"),
+    "decisions": (exported, lambda _: MODEL, ("--metric", "top1"), 2, "--metric has no place here"),
+    "the output for decisions": (exported, exported, ("--metric-output", "y"), 2, "--metric-output has no place here"),
+    "an input": (exported, exported, ("--input", "image=x.npy"), 2, "--input has no place here"),
+    "all providers for a module": (exported, exported, ("--provider", "all"), 2, "--provider has no place here"),
     "a provider for a module": (exported, exported, ("--provider", "cpu"), 2, "--provider has no place here"),
     "other sizes": (state, state, (*NET, "--shape", "image=2x4x9x9"), 3, "give other sizes with --shape"),
 }

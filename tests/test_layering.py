@@ -29,7 +29,7 @@ def row(layer: int, modules: str, imports: str, outside: str) -> Group:
 
 # A module name ending in ".*" stands for a package and all in it.
 TABLE = {
-    "values": row(0, "affine decision drafts errors importing rounding sizes", "", "numpy ml_dtypes"),
+    "values": row(0, "affine decision drafts errors flops importing rounding sizes", "", "numpy ml_dtypes"),
     "arrays": row(
         1,
         "linear embedding quantised moments drift judging slices comparison packing manifest manifest_json "
@@ -67,8 +67,9 @@ TABLE = {
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking history model_size models "
-        "notes observing processes recalibrating recalibrating_torch reproduction selecting torch_culprit "
+        "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking fold_result history "
+        "model_size models notes observing processes recalibrating recalibrating_torch reproduction selecting "
+        "torch_culprit "
         "torch_dispatch torch_files torch_folds torch_outputs torch_plan torch_recalibrated torch_result "
         "torch_file_verify torch_verify unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
@@ -77,10 +78,10 @@ TABLE = {
     "program": row(
         6,
         "__main__ cli cli_bench cli_checks cli_commands cli_data cli_fold cli_inspect cli_options cli_recalibrate "
-        "cli_report cli_torch cli_unfold cli_verify "
-        "launch terminal wording wording_deployed pages.*",
+        "cli_report cli_reproduce cli_torch cli_unfold cli_verify "
+        "launch size_wording terminal wording wording_deployed pages.*",
         "values arrays graph carriers frontends machine engine checks report library",
-        "click jinja2 matplotlib numpy rich torch",
+        "click jinja2 markupsafe matplotlib numpy rich torch",
     ),
 }
 
@@ -120,7 +121,18 @@ EXCEPTIONS = {
 
 #: Only inside functions: the rest of bnfold works without them, and `import bnfold` must not wait for them.
 ON_DEMAND = {
-    *("onnxruntime", "onnxscript", "onnxsim", "safetensors", "torch", "ml_dtypes", "PIL", "jinja2", "matplotlib")
+    *(
+        "onnxruntime",
+        "onnxscript",
+        "onnxsim",
+        "safetensors",
+        "torch",
+        "ml_dtypes",
+        "PIL",
+        "jinja2",
+        "markupsafe",
+        "matplotlib",
+    )
 }
 
 #: The modules that talk to the user; no other one prints, exits, or knows stdout and stderr.

@@ -29,12 +29,12 @@ PUBLIC = """
 """.split()
 
 SIGNATURES = {
-    "benchmark": "before after providers shapes seed threads rounds progress",
+    "benchmark": "before after providers shapes seed threads rounds inputs progress",
     "fold": """model example_inputs as_graph static_shapes inplace calibrate only keep keep_overridable reduce merge
         leftover simplify readers verify manifest providers shapes inputs seed data oracle metric
         metric_output self_test deployed progress""",
     "inspect": """model example_inputs as_graph static_shapes only keep keep_overridable reduce merge leftover simplify
-        readers""",
+        readers shapes""",
     "recalibrate": """model data example_inputs inplace method momentum bessel memory force unshare keep only processes
         progress""",
     "unfold": "model manifest only every",

@@ -15,12 +15,15 @@ from bnfold.agreement import Agreement, Count
 from bnfold.comparison import TensorComparison
 from bnfold.decision import Folded, Kept, Reason, Reduced, Refusal, Subject
 from bnfold.deployed import Deployed, LevelErrors, Moved, Tf32
+from bnfold.flops import Flops, Uncounted, Work
 from bnfold.judging import Errors
 from bnfold.localcheck import LocalCheck
 from bnfold.quickcheck import QuickCheck
-from bnfold.report import json_report
+from bnfold.report import bench_report, json_report
+from bnfold.report.bench_report import BenchReport, Measured
 from bnfold.report.json_report import report_json, verification_json
 from bnfold.report.model import Report, ScaleSpread, Size
+from bnfold.stopwatch import Timing
 from bnfold.verification import Verification
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +35,10 @@ def subject(name: str, kind: str = "BatchNormalization", channels: int = 8) -> S
     return Subject(name, kind, channels, kind == "BatchNormalization")
 
 
+MEASURED = Measured(
+    "cpu", "ENABLE_ALL", Timing(4e-3, 3e-3, 5e-3), Timing(2e-3, 1e-3, 3e-3), Timing(0.5, 0.25, 1.0), (3, 0)
+)
+
 REPORT = Report(
     "net.onnx",
     (
@@ -42,8 +49,8 @@ REPORT = Report(
         Kept(subject("bn3"), (Refusal(Reason.READS_MODEL_INPUT, "x"), Refusal(Reason.OPERATOR_IS_NOT_LINEAR, "sig"))),
         Kept(subject("scale", "Mul-Add", 0), (Refusal(Reason.AXIS_NOT_PROVEN),)),
     ),
-    Size(40, 3, 4096),
-    Size(38, 1, 4000),
+    Size(40, 3, 4096, 1024, Flops(Work(500, 24), {"x": (2, 3, 8, 8), "n": ()}), 5000),
+    Size(38, 1, 4000, 1000, Flops(None, uncounted=(Uncounted("If", 1, "why"),), unknown="a size is not known")),
     Verification(
         (LocalCheck(("bn1",), 0.5, "y"), LocalCheck(("bn2",), None, "", "no kernel for Foo")),
         (
@@ -74,6 +81,7 @@ REPORT = Report(
     ),
     ("onnxsim left 40 of 52 nodes",),
     (ScaleSpread("bn1", 8, 3, 1, (0.0, 0.5, 1.0, 1.5, inf)),),
+    bench=BenchReport("net.onnx", "fused.onnx", {"x": (2, 3, 8, 8)}, 1, 5, (MEASURED,)),
 )
 
 
@@ -106,7 +114,7 @@ def test_a_figure_that_is_not_finite_is_a_name(number: float, text: str) -> None
 
 
 def test_every_key_is_documented() -> None:
-    documentation = json_report.__doc__ or ""
+    documentation = (json_report.__doc__ or "") + (bench_report.__doc__ or "")
     missing = {key for key in keys(json.loads(report_json(REPORT))) if key not in documentation}
     assert not missing
 

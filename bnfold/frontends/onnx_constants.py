@@ -15,7 +15,7 @@ import onnx.reference
 import onnx_ir as ir
 
 from bnfold.decision import Reason, Refusal
-from bnfold.frontends.onnx_shapes import Shapes
+from bnfold.frontends.onnx_shapes import KnownShapes
 
 #: Deterministic operators whose value is worth knowing; DequantizeLinear is not among them, so that weights stay
 #: quantised.
@@ -39,7 +39,7 @@ class Constants:
         opset: The version of the standard operators.
     """
 
-    def __init__(self, model: ir.Model, shapes: Shapes, *, keep_overridable: bool) -> None:
+    def __init__(self, model: ir.Model, shapes: KnownShapes, *, keep_overridable: bool) -> None:
         self.keep_overridable = keep_overridable
         self._opsets = dict(model.opset_imports)
         self.opset = self._opsets.get("", self._opsets.get("ai.onnx", 1))

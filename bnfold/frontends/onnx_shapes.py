@@ -7,7 +7,7 @@ body gets symbols of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,16 @@ from bnfold.graph import Shape
 
 #: Bodies nested deeper than this are not followed.
 _DEPTH = 8
+
+
+class KnownShapes(Protocol):
+    """Whoever knows shapes and dtypes: `Shapes`, or `RunShapes` at given input sizes."""
+
+    def shape(self, value: ir.Value | None) -> Shape | None:
+        """Sizes, symbols and unknowns; None if the rank is unknown."""
+
+    def dtype(self, value: ir.Value | None) -> np.dtype[Any] | None:
+        """The NumPy (or ml_dtypes) dtype; None if unknown or not a tensor's."""
 
 
 class Shapes:

@@ -60,7 +60,7 @@ class Page:
     def verdict(self) -> Verdict:
         """Equivalent or not, or what else there is to say."""
         if self.verification is not None:
-            return _judged(self.verification, self._counted)
+            return _judged(self.verification, self._counted, "" if self.fold is None else "; nothing was written")
         if self.fold is not None:
             headline = "Inspected, nothing written" if self.fold.after is None else "Not verified"
             return Verdict("neutral", headline, self._counted)
@@ -75,10 +75,10 @@ class Page:
         return counted(self.fold, "would fold" if self.fold.after is None else "folded")
 
 
-def _judged(verification: Verification, done: str) -> Verdict:
+def _judged(verification: Verification, done: str, consequence: str) -> Verdict:
     if verification.failed:
         headline = "Not equivalent" if verification.differs else "Equivalent, but wrong as deployed"
-        return Verdict("bad", headline, verification.culprit)
+        return Verdict("bad", headline, verification.culprit + consequence)
     if not verification.passed:
-        return Verdict("unproven", "Nothing proven", verification.doubt)
+        return Verdict("unproven", "Nothing proven", verification.doubt.rstrip(".") + consequence)
     return Verdict("good", "Equivalent", ", ".join(part for part in (done, verified(verification)) if part))

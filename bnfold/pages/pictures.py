@@ -50,6 +50,9 @@ def errors_picture(check: QuickCheck) -> str:
             axes.scatter(places[right], errors[right], s=size, c=_GOOD, marker=marker, label=label, zorder=3)
             axes.scatter(places[wrong], errors[wrong], s=size, c=_BAD, marker=marker, zorder=4)
         if failed.any():
+            first = next((i for i, entry in enumerate(finite) if entry.name == check.first_divergence), None)
+            if first is not None:
+                axes.axvline(first, color=_BAD, linewidth=1.2, linestyle=":", label="first to differ")
             axes.scatter([], [], s=30, c=_BAD, marker="o", label="differs")
         _label(axes, "tensors in the order of the network", "error / scale")
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, labelcolor=_INK)
@@ -166,7 +169,6 @@ def _style() -> Iterator[Any]:
 
 def _in_page(svg: str, name: str, title: str) -> str:
     """The picture with the page's colours and font, an accessible name, and identifiers of its own."""
-    svg = re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', _opening(name, title), svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
@@ -174,7 +176,8 @@ def _in_page(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"font: [^;\"]*?(\d+(?:\.\d+)?px)[^;\"]*", r"font: \1 system-ui, sans-serif", svg)
     for drawn, colour in _PAGE.items():
         svg = svg.replace(drawn, colour)
-    return svg.strip()
+    opened = _opening(name, title)  # last, as its identifiers are what they are to be
+    return re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', opened, svg, count=1, flags=re.DOTALL).strip()
 
 
 def _opening(name: str, title: str) -> str:

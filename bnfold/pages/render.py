@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from bnfold.decision import Decision
 from bnfold.errors import MissingPackageError
 from bnfold.pages import pictures
+from bnfold.pages.checklist import checklist
 from bnfold.pages.page import Page
 from bnfold.report.model import Report
+from bnfold.size_wording import flops_notes, size_facts
 from bnfold.sizes import data_size
 from bnfold.wording import (
     bench_notes,
@@ -32,6 +34,7 @@ from bnfold.wording_deployed import setting_lines
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 
 def require_templates() -> None:
@@ -75,14 +78,7 @@ def _pictures(page: Page) -> Iterator[tuple[str, str]]:
 
 def _facts(fold: Report | None) -> list[tuple[str, str]]:
     """Sizes before and after."""
-    if fold is None:
-        return []
-    sizes = [fold.before] if fold.after is None else [fold.before, fold.after]
-    return [
-        ("BatchNorm operators", " → ".join(f"{size.batchnorms:,}" for size in sizes)),
-        ("operators", " → ".join(f"{size.nodes:,}" for size in sizes)),
-        ("weights", " → ".join(data_size(size.bytes) for size in sizes)),
-    ]
+    return [] if fold is None else size_facts(fold)
 
 
 def _signs(fold: Report) -> str:
@@ -96,6 +92,13 @@ def _figure(number: float | None) -> str:
 
 def _kind(decision: Decision) -> str:
     return type(decision).__name__.lower()
+
+
+def _breakable(text: str) -> Markup:
+    """The text, where a line may end after each part of a name and not within one."""
+    from markupsafe import Markup, escape  # noqa: PLC0415
+
+    return Markup(re.sub(r"(?<=[^\s/._])([/_]|\.(?!\d))(?=[^\s/._])", r"\1<wbr>", str(escape(text))))
 
 
 def _md(text: str) -> str:
@@ -112,6 +115,7 @@ def _environment(*, escapes: bool) -> Environment:
     made = Environment(loader=loader, autoescape=escapes, undefined=StrictUndefined, trim_blocks=True)
     filters: dict[str, Any] = {
         "outcome": outcome, "kind": _kind, "figure": _figure, "data_size": data_size, "local_line": local_line,
+        "flops_notes": flops_notes, "checklist": checklist, "breakable": _breakable,
         "oracle_line": oracle_line, "quick_line": quick_line,
         "each_way": each_way, "kept_groups": kept_groups, "provider_name": provider_name,
         "setting_lines": setting_lines,

@@ -17,10 +17,10 @@ Version 1:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from bnfold.report.figures import Json, text
 from bnfold.stopwatch import Timing
 
 SCHEMA_VERSION = 1
@@ -75,4 +75,8 @@ class BenchReport:
 
     def to_json(self) -> str:
         """The report as JSON, with a newline at the end."""
-        return json.dumps({"schema_version": SCHEMA_VERSION} | asdict(self), indent=2, allow_nan=False) + "\n"
+        return text(self.to_tree())
+
+    def to_tree(self) -> dict[str, Json]:
+        """The same as dictionaries and lists."""
+        return {"schema_version": SCHEMA_VERSION} | asdict(self)

@@ -16,7 +16,15 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
         to              what is left of it, joined by "-"; null unless reduced
         reasons         a list of {reason, clause, where, detail}, reason the name of a `Reason`; empty when folded
         remedy          what would help; "" when nothing does
-    before, after   {nodes, batchnorms, bytes}; after is null for `inspect`
+    before, after   {nodes, batchnorms, bytes, parameters, file, flops}; after is null for `inspect`; bytes of all
+                    weights, and parameters the numbers in them; file the bytes on the disk, null where there is none;
+                    flops null where they were not counted, else
+        total           floating-point operations of one run, 2 * multiply_adds + others; null where they are unknown
+        multiply_adds, others  of convolutions and matrix products, and of all the rest
+        inputs          the shapes that this holds for, by name
+        convention      what counts as one operation, a sentence
+        uncounted       a list of {operator, number, why}: operators that are left out, so that total is a lower bound
+        unknown         why total is null, else ""
     verification    null when there was none, else
         passed, failed  both false: nothing was proven
         local           a list of {batchnorms, passed, ratio, tensor, note, damaged}; ratio null when it could not be
@@ -39,6 +47,7 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
     notes           a list of sentences
     scales          of each BatchNorm gamma / sqrt(var + epsilon): {name, channels, negative, zero, quantiles}, how
                     many are below zero and zero, and of their absolute values the smallest, the quartiles, the largest
+    bench           null unless latency was measured, else the report of `bnfold bench` (bnfold.report.bench_report)
 
 `bnfold verify` prints {schema_version, before, after, verification}, before and after the two file names. JSON has no
 infinity: a figure that is not finite is the string "Infinity", "-Infinity" or "NaN".
@@ -50,6 +59,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from bnfold.decision import Decision, Folded, Kept, Reduced, Refusal, Subject
+from bnfold.flops import CONVENTION, Flops
 from bnfold.report.figures import Json, figure, text
 from bnfold.report.settings_json import deployed_json, tf32_json
 
@@ -81,6 +91,7 @@ def report_json(report: Report) -> str:
             "verification": None if report.verification is None else _verification(report.verification),
             "notes": list(report.notes),
             "scales": [_spread(entry) for entry in report.scales],
+            "bench": None if report.bench is None else report.bench.to_tree(),
         }
     )
 
@@ -135,7 +146,22 @@ def _refusal(refusal: Refusal) -> Json:
 
 
 def _size(size: Size) -> Json:
-    return {"nodes": size.nodes, "batchnorms": size.batchnorms, "bytes": size.bytes}
+    counted: dict[str, Json] = {"nodes": size.nodes, "batchnorms": size.batchnorms, "bytes": size.bytes}
+    counted |= {"parameters": size.parameters, "file": size.file}
+    return counted | {"flops": None if size.flops is None else _flops(size.flops)}
+
+
+def _flops(count: Flops) -> Json:
+    work = count.work
+    return {
+        "total": None if work is None else work.flops,
+        "multiply_adds": None if work is None else work.multiply_adds,
+        "others": None if work is None else work.others,
+        "inputs": {name: list(shape) for name, shape in count.inputs.items()},
+        "convention": CONVENTION,
+        "uncounted": [asdict(entry) for entry in count.uncounted],
+        "unknown": count.unknown,
+    }
 
 
 def _spread(entry: ScaleSpread) -> Json:

@@ -8,6 +8,8 @@ import numpy as np
 
 from bnfold.affine import Float64Array
 from bnfold.decision import Decision, Folded, Kept, Reduced
+from bnfold.flops import Flops
+from bnfold.report.bench_report import BenchReport
 from bnfold.report.recalibration_report import RecalibrationReport
 from bnfold.verification import Verification
 
@@ -20,11 +22,17 @@ class Size:
         nodes: Operators, those of bodies among them, and those of a function once for each call of it.
         batchnorms: BatchNormalization operators among them.
         bytes: Bytes of all initializers.
+        parameters: Numbers in them; None where they were not counted.
+        flops: What a run computes; None where that was not counted.
+        file: Bytes on the disk, with the data that lies beside an ONNX file; None where there is no file.
     """
 
     nodes: int
     batchnorms: int
     bytes: int
+    parameters: int | None = None
+    flops: Flops | None = None
+    file: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Report:
         notes: What else was done, one sentence each: inputs dropped, weights cloned, constants uncovered.
         scales: How the scales of each BatchNorm with channels were spread before anything was folded.
         recalibration: What was recalibrated before the fold; None where nothing was.
+        bench: How fast both models are; None where that was not measured.
     """
 
     model: str
@@ -77,6 +86,7 @@ class Report:
     notes: tuple[str, ...] = ()
     scales: tuple[ScaleSpread, ...] = ()
     recalibration: RecalibrationReport | None = None
+    bench: BenchReport | None = None
 
     @property
     def folded(self) -> tuple[Folded, ...]:
