@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from bnfold.decision import Folded, Kept, Reduced
 from bnfold.wording import as_asked, count, local_line, provider_name, recalibrated, worst_of
+from bnfold.wording_deployed import deployed_line, is_alarming
 
 if TYPE_CHECKING:
+    from bnfold.deployed import Deployed
     from bnfold.pages.page import Mood, Page
     from bnfold.quickcheck import QuickCheck
     from bnfold.report.bench_report import Measured
@@ -57,6 +59,8 @@ def _items(page: Page) -> Iterator[Item]:
         yield Item("each fold by itself", _mood(passed=passed, failed=failed), local_line(checked.local))
     for quick in checked.quick if checked is not None else ():
         yield _end_to_end(quick)
+        if (deployed := quick.deployed) is not None:
+            yield Item(f"as deployed on {provider_name(quick.provider)}", _deployed(deployed), deployed_line(deployed))
         if (found := quick.agreement) is not None:
             mood = _mood(passed=found.proves, failed=found.failed)
             yield Item(f"decisions ({found.metric}) on {provider_name(quick.provider)}", mood, str(found))
@@ -78,6 +82,15 @@ def _end_to_end(quick: QuickCheck) -> Item:
         f"{compared - different} of {count(compared, 'tensor')} agree{error}; {count(len(quick.runs), 'input size')}"
     )
     return Item(f"end to end on {provider_name(quick.provider)}", mood, detail)
+
+
+def _deployed(deployed: Deployed) -> Mood:
+    """What is wrong with the original as well is no reason to refuse the folded model, and must be known."""
+    if deployed.failed:
+        return "bad"
+    if deployed.trouble:
+        return "unproven"
+    return "neutral" if is_alarming(deployed) else "good"
 
 
 def _latency(entry: Measured) -> str:
