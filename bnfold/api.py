@@ -6,25 +6,23 @@ The command line calls these and nothing else. Nothing here prints; long work te
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
-
-import onnx_ir as ir
 
 from bnfold.batches import Data
 from bnfold.calibrating import Calibration, Choice, as_calibration, calibrated
 from bnfold.checking import Progress, Proof, Where, Wishes, demand, prepare_check
 from bnfold.data_sources import DataLike
-from bnfold.decision import Decision
 from bnfold.errors import UsageError
+from bnfold.fold_result import FoldResult
 from bnfold.frontends.onnx_files import load, save
 from bnfold.frontends.onnx_fold import Settings, plan_model
 from bnfold.frontends.onnx_readers import Reader
 from bnfold.frontends.onnx_simplify import prepared
+from bnfold.frontends.torch_arguments import read_arguments
 from bnfold.history import History, Wish
 from bnfold.inputs import InputsLike
 from bnfold.leftover_forms import Form
-from bnfold.manifest import Manifest
 from bnfold.model_size import scales_of, size_of
 from bnfold.models import ModelLike, opened
 from bnfold.notes import plan_notes
@@ -45,30 +43,11 @@ __all__ = ["FoldResult", "fold", "inspect", "load", "save", "verify"]
 Readers: TypeAlias = Mapping[tuple[str, str], Reader]
 
 
-@dataclass(frozen=True, eq=False)
-class FoldResult:
-    """A folded model and what happened.
-
-    Attributes:
-        model: The folded model; the original is as it was.
-        report: Decisions, sizes and verification.
-        manifest: How to undo the fold (and the folds before it that `model` knew of), where one was asked for.
-    """
-
-    model: ir.Model
-    report: Report
-    manifest: Manifest | None = None
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """One for each BatchNorm (and constant chain that is one in disguise), in topological order."""
-        return self.report.decisions
-
-
 def inspect(  # noqa: PLR0913
     model: ModelLike | nn.Module,
     *,
     example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     as_graph: bool = False,
     static_shapes: bool = False,
     only: str | None = None,
@@ -87,6 +66,7 @@ def inspect(  # noqa: PLR0913
         example_inputs: What the forward pass of a PyTorch module takes; by default made up where its layers tell, and
             the notes say so (not with `as_graph`). Such a module takes `only` and `keep` besides, with `as_graph` also
             `static_shapes`, `reduce`, `merge` and `leftover`, and nothing else.
+        example_kwargs: What it takes by keyword.
         as_graph: Whether a PyTorch module becomes a GraphModule, where every fold has a place, and not its own class.
         static_shapes: Whether that graph may hold for the sizes of the example only, and refuse others.
         only: A regular expression; BatchNorms in whose name it is not found are kept.
@@ -112,8 +92,9 @@ def inspect(  # noqa: PLR0913
     if is_module(model):
         refuse_torch((keep_overridable, simplify, readers))
         graph = (as_graph, static_shapes, reduce, merge, form)
-        return inspect_torch(model, example_inputs, selection(only, keep), graph)
-    refuse_onnx(example_inputs is not None, as_graph, static_shapes)
+        example = read_arguments(model, example_inputs, example_kwargs)
+        return inspect_torch(model, example, selection(only, keep), graph)
+    refuse_onnx(example_inputs is not None, example_kwargs is not None, as_graph, static_shapes)
     given, name = opened(cast("ModelLike", model))
     original, notes = prepared(given, simplify, keep_overridable)
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
@@ -127,6 +108,7 @@ def fold(
     model: nn.Module,
     *,
     example_inputs: tuple[Any, ...] | None = ...,
+    example_kwargs: Mapping[str, Any] | None = ...,
     as_graph: Literal[False] = ...,
     inplace: bool = ...,
     calibrate: Calibration | Data | None = ...,
@@ -142,7 +124,8 @@ def fold(
 def fold(
     model: nn.Module,
     *,
-    example_inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...] | None = ...,
+    example_kwargs: Mapping[str, Any] | None = ...,
     as_graph: Literal[True],
     static_shapes: bool = ...,
     calibrate: Calibration | Data | None = ...,
@@ -189,6 +172,7 @@ def fold(  # noqa: PLR0913
     model: ModelLike | nn.Module,
     *,
     example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     as_graph: bool = False,
     static_shapes: bool = False,
     inplace: bool = False,
@@ -221,6 +205,7 @@ def fold(  # noqa: PLR0913
         example_inputs: As `inspect`. A PyTorch module takes `inplace`, `calibrate`, `only`, `keep`, `verify`, `seed`
             and `progress` besides, with `as_graph` also `static_shapes`, `reduce`, `merge` and `leftover` though not
             `inplace`, and nothing else.
+        example_kwargs: As `inspect`.
         as_graph: As `inspect`.
         static_shapes: As `inspect`.
         inplace: Whether the PyTorch module itself is changed, and not a copy of it.
@@ -260,13 +245,14 @@ def fold(  # noqa: PLR0913
                       data is not None, wishes))  # fmt: skip
         graph = (as_graph, static_shapes, reduce, merge, form)
         check_wishes(graph, inplace=inplace, calibrates=calibrate is not None)
+        example = read_arguments(model, example_inputs, example_kwargs)
         wanted, proof = selection(only, keep), Proof(verify, seed, progress)
         if calibrate is not None:
             choice, name = Choice(only, keep, progress=progress), type(model).__name__
-            model, moved = calibrated(model, name, as_calibration(calibrate), choice, example_inputs)
+            model, moved = calibrated(model, name, as_calibration(calibrate), choice, example)
             proof = replace(proof, recalibration=moved)
-        return fold_torch(model, example_inputs, wanted, graph, proof, inplace=inplace)
-    refuse_onnx(example_inputs is not None, as_graph, static_shapes, inplace)
+        return fold_torch(model, example, wanted, graph, proof, inplace=inplace)
+    refuse_onnx(example_inputs is not None, example_kwargs is not None, as_graph, static_shapes, inplace)
     for provider in each_provider(providers) if verify else ():
         require(provider)
     given, name = opened(cast("ModelLike", model))

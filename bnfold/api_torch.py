@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bnfold.checking import Proof, demand
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import ModelError
 from bnfold.folding import FoldPlan
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import copied, in_float64
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.model_size import scales_of
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def inspect_module(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> Report:
+def inspect_module(module: nn.Module, inputs: Arguments | None, wanted: Callable[[str], bool]) -> Report:
     """What `fold_module` would do.
 
     Raises:
@@ -36,7 +37,7 @@ def inspect_module(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Ca
 
 
 def fold_module(
-    module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool], proof: Proof, *, inplace: bool
+    module: nn.Module, inputs: Arguments | None, wanted: Callable[[str], bool], proof: Proof, *, inplace: bool
 ) -> TorchFoldResult:
     """Fold what exact arithmetic allows and what can be written into the module tree, and check the result.
 
@@ -67,11 +68,8 @@ def fold_module(
     return TorchFoldResult(folded, report)
 
 
-def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> Planned:
+def _plan(module: nn.Module, inputs: Arguments | None, wanted: Callable[[str], bool]) -> Planned:
     check_module(module)
-    if inputs is not None and not isinstance(inputs, tuple):
-        what = f"the inputs of a PyTorch module are a tuple, not a {type(inputs).__name__}"
-        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
     return plan_module(module, inputs, wanted)
 
 
@@ -105,14 +103,6 @@ def check_ready(module: nn.Module) -> None:
         tensors = [*part._parameters.values(), *part._buffers.values()]
         if any(t is not None and lazy(t) for t in tensors):
             raise ModelError("a lazy module has no parameters yet", where=path, remedy="run the module once")
-
-
-def check_inputs(inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    """The example inputs; raise a UsageError where there are none."""
-    if isinstance(inputs, tuple):
-        return inputs
-    what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
-    raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
 
 
 def _landmarks(graph: TorchGraph, made: FoldPlan) -> dict[str, str]:

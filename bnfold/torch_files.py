@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bnfold.errors import MissingPackageError, ModelError, UsageError
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_kinds import FileKind, check_archive, kind_of
 from bnfold.frontends.torch_quiet import first_line
 from bnfold.importing import PATTERN, called, import_object
@@ -47,17 +48,18 @@ class TorchFile:
     module: nn.Module
     program: ExportedProgram | None = None
 
-    def inputs(self, shapes: Shapes) -> tuple[Any, ...]:
+    def inputs(self, shapes: Shapes) -> Arguments:
         """Example inputs of `shapes`; without any, those that came with the archive.
 
         Raises:
             UsageError: A shape is missing, or of no input.
         """
-        args, kwargs = self._examples(shapes)
-        if kwargs:
-            what = f"it takes {', '.join(kwargs)} by keyword"
-            raise UsageError(what, where=self.path, remedy="fold it into .onnx, or export it with positional inputs")
-        return args
+        from bnfold.frontends.torch_made_inputs import made_inputs  # noqa: PLC0415
+
+        brought = None if self.program is None else self.program.example_inputs
+        if brought and not shapes:
+            return Arguments(tuple(brought[0]), dict(brought[1]))
+        return made_inputs(self.module, shapes, self.path)
 
     def to_onnx(self, shapes: Shapes, *, verify: bool) -> ir.Model:
         """The model as ONNX with its BatchNorms kept.
@@ -77,7 +79,7 @@ class TorchFile:
 
         exported = self._exported(shapes)
         if verify:
-            check_export(self.module, *self._examples(shapes), in_memory(exported), Path(self.path).name)
+            check_export(self.module, *self.inputs(shapes), in_memory(exported), Path(self.path).name)
         return exported
 
     def _exported(self, shapes: Shapes) -> ir.Model:
@@ -87,16 +89,8 @@ class TorchFile:
         if self.program is not None:
             return export.program_to_onnx(self.program, name)
         if self.kind is FileKind.TORCHSCRIPT:
-            return export.script_to_onnx(self.module, self.inputs(shapes), name)  # type: ignore[arg-type]
+            return export.script_to_onnx(self.module, self.inputs(shapes).args, name)  # type: ignore[arg-type]
         return export.module_to_onnx(self.module, self.inputs(shapes), name)
-
-    def _examples(self, shapes: Shapes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        from bnfold.frontends.torch_made_inputs import made_inputs  # noqa: PLC0415
-
-        brought = None if self.program is None else self.program.example_inputs
-        if brought and (brought[1] or not shapes):
-            return tuple(brought[0]), dict(brought[1])
-        return made_inputs(self.module, shapes, self.path), {}
 
 
 def open_torch(

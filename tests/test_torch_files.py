@@ -341,10 +341,10 @@ def test_torchscript_is_no_folded_state_dict(tmp_path: Path) -> None:
 
 
 def test_inputs_have_the_given_shapes_and_the_dtype_of_the_parameters(tmp_path: Path) -> None:
-    image, side = made_inputs(models.pair().half(), {"side": (2, 5), "image": (2, 3, 6, 6)}, "x")
+    image, side = made_inputs(models.pair().half(), {"side": (2, 5), "image": (2, 3, 6, 6)}, "x").args
     assert (image.shape, side.shape) == ((2, 3, 6, 6), (2, 5))
     assert {image.dtype, side.dtype} == {torch.float16}
-    assert made_inputs(nn.ReLU(), {"input": (2,)}, "x")[0].dtype == torch.float32
+    assert made_inputs(nn.ReLU(), {"input": (2,)}, "x").args[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize(

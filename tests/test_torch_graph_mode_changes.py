@@ -16,6 +16,7 @@ from torch_models import alive, names, reasons, sample
 import bnfold
 from bnfold.decision import Folded, Reason, Reduced
 from bnfold.folding import plan
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import capture_graph, captured_program
 from bnfold.frontends.torch_graph import TorchGraph
 
@@ -151,7 +152,7 @@ def test_convolutions_in_a_row_become_one(first: nn.Module, second: nn.Module, e
 
 def test_an_operator_whose_size_is_asked_for_keeps_its_place() -> None:
     net = alive(Net(lambda s, x: functional.interpolate(s.b(s.a(x)), x.shape[2:]), a=nn.Conv2d(3, 5, 1), b=conv(5, 4)))
-    captured = capture_graph(net, (sample(),), static_shapes=False)
+    captured = capture_graph(net, Arguments((sample(),), {}), static_shapes=False)
     assert len(plan(TorchGraph(None, captured)).merges) == 1
     first = next(node for node in captured.nodes if "conv2d" in node.name)
     for size in [node for node in captured.nodes if "sym_size" in node.name]:

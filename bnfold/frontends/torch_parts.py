@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.decision import Kept, Reason, Refusal, Subject
 from bnfold.errors import ModelError
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import Captured, capture
 from bnfold.frontends.torch_observed import Call, Observation
 from bnfold.frontends.torch_unseen import Unseen
@@ -113,7 +114,7 @@ class _Search:
 
     def _captured(self, path: str, part: nn.Module) -> tuple[Captured, ...]:
         """One for each kind of call; raises ModelError where torch.export cannot capture one of them."""
-        return tuple(capture(held(part, path, call), (tensors_of(call),)) for call in self._seen.calls[path])
+        return tuple(capture(held(part, path, call), tensors_of(call)) for call in self._seen.calls[path])
 
     def _normalises(self, path: str, part: nn.Module) -> bool:
         inside = any(name == path or name.startswith(f"{path}.") for name in self._seen.norms)
@@ -181,15 +182,15 @@ def held(part: nn.Module, path: str, call: Call) -> nn.Module:
     return holder
 
 
-def tensors_of(call: Call) -> tuple[Any, ...]:
-    """Tensors of the sizes, types and devices of the call's; those of floating-point numbers hold zeros."""
+def tensors_of(call: Call) -> Arguments:
+    """What `held` takes: tensors of the sizes, types and devices of the call's; floating-point numbers are zeros."""
     import torch  # noqa: PLC0415
 
     found = []
     for leaf, kind in zip(call.leaves, call.kinds, strict=True):
         if isinstance(leaf, torch.Tensor):
             found.append(torch.zeros_like(leaf, device=kind[2]) if leaf.is_meta else leaf)
-    return tuple(found)
+    return Arguments((tuple(found),), {})
 
 
 def ends_of(refusal: Refusal, because: Refusal) -> Refusal:
