@@ -12,6 +12,7 @@ from bnfold.folding import FoldPlan
 from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import copied, in_float64
 from bnfold.frontends.torch_graph import TorchGraph
+from bnfold.frontends.torch_lazy import has_lazy, initialise, is_lazy, lazy_tensors
 from bnfold.model_size import scales_of
 from bnfold.report.model import Report, Size
 from bnfold.torch_plan import Planned, plan_module
@@ -48,17 +49,17 @@ def fold_module(
     """
     planned = _plan(module, inputs, wanted)
     name, before = type(module).__name__, _size(module, planned)
-    folded = copied(module)
-    planned.write(folded)
+    folded = _written(copied(module), planned)
     gone = sum(len(made.bench.removed) for _, made in planned.parts)
     after = Size(before.nodes - gone, before.batchnorms - gone, _bytes(folded))
     scales, moved = scales_of(planned.parts), proof.recalibration
     report = Report(name, planned.decisions, before, after, None, planned.notes, scales, moved)
     if proof.verify:
-        exact = in_float64(module)
-        planned.write(exact)
+        ready = initialise(copied(module), planned.inputs, planned.paths) if has_lazy(module) else module
+        exact = _written(in_float64(ready), planned)
+        running = folded if ready is module else _written(copied(ready), planned)
         landmarks = {path: name for part in planned.parts for path, name in _landmarks(*part).items()}
-        check = torch_check((module, folded, exact), planned.inputs, landmarks,
+        check = torch_check((ready, running, exact), planned.inputs, landmarks,
                             paths=planned.paths, seed=proof.seed, progress=proof.progress)  # fmt: skip
         report = replace(report, verification=Verification((), (check,)))
         demand(report, "module", proof.remedy)
@@ -77,32 +78,37 @@ def check_module(module: nn.Module) -> None:
     """Whether it can be read, and changed.
 
     Raises:
-        ModelError: It is TorchScript, in training mode, or has no parameters yet.
+        ModelError: It is TorchScript, or in training mode.
     """
     import torch  # noqa: PLC0415
 
     if isinstance(module, torch.jit.ScriptModule):
         what = "it is TorchScript, whose code cannot change"
         raise ModelError(what, where=type(module).__name__, remedy="give the Python module")
-    check_ready(module)
+    check_mode(module)
 
 
-def check_ready(module: nn.Module) -> None:
-    """Whether it can be run for its result.
-
-    Raises:
-        ModelError: It is in training mode, or has no parameters yet.
-    """
-    import torch  # noqa: PLC0415
-
+def check_mode(module: nn.Module) -> None:
+    """Raises a ModelError if the module is in training mode."""
     if module.training:
         what = "the module is in training mode"
         raise ModelError(what, where=type(module).__name__, remedy="call .eval() on it first")
-    for path, part in module.named_modules():
-        lazy = torch.nn.parameter.is_lazy
-        tensors = [*part._parameters.values(), *part._buffers.values()]
-        if any(t is not None and lazy(t) for t in tensors):
-            raise ModelError("a lazy module has no parameters yet", where=path, remedy="run the module once")
+
+
+def check_initialised(module: nn.Module) -> None:
+    """Whether all its parameters are there, where nothing can be done without them.
+
+    Raises:
+        ModelError: Parts of it are lazy, and it was not run yet.
+    """
+    for name, _ in lazy_tensors(module):
+        where = name.rpartition(".")[0] or type(module).__name__
+        raise ModelError("a lazy module has no parameters yet", where=where, remedy="run the module once")
+
+
+def _written(target: nn.Module, planned: Planned) -> nn.Module:
+    planned.write(target)
+    return target
 
 
 def _landmarks(graph: TorchGraph, made: FoldPlan) -> dict[str, str]:
@@ -136,4 +142,4 @@ def _is_kept(view: object) -> bool:
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()) if not is_lazy(t))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bnfold.api_torch import check_module
+from bnfold.api_torch import check_initialised, check_module
 from bnfold.checking import Proof, demand
 from bnfold.errors import VerificationError
 from bnfold.folding import FoldPlan, plan
@@ -142,6 +142,7 @@ def capture_module(
 ) -> tuple[Captured, tuple[str, ...]]:
     """The graph of a module, and for what it holds; errors as `inspect_graph`."""
     check_module(module)
+    check_initialised(module)
     captured = capture_graph(module, demanded(inputs), static_shapes=settings.static_shapes)
     if settings.static_shapes:
         return captured, ("captured for the sizes of the example only",)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bnfold.api_torch import check_module
+from bnfold.api_torch import check_initialised, check_module
 from bnfold.batches import Data, open_data
 from bnfold.data import InputSpec
 from bnfold.data_sources import DataRequest, Source
@@ -59,6 +59,7 @@ def recalibrate_module(
         DataError, MachineError: As `bnfold.recalibrate`.
     """
     check_module(module)
+    check_initialised(module)
     example = demanded(example_inputs)
     inputs, name = read_inputs(module, example), type(module).__name__
     opened = _opened(module, inputs, example, work.wanted)

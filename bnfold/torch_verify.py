@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
 
-from bnfold.api_torch import check_ready
+from bnfold.api_torch import check_initialised, check_mode
 from bnfold.frontends.onnx_files import in_memory
 from bnfold.frontends.torch_arguments import Arguments, demanded
 from bnfold.frontends.torch_guess import made_up_inputs
@@ -42,7 +42,8 @@ def verify_module(  # noqa: PLR0913
         ModelError: A module is in training mode, or the original does not run on the inputs.
         MissingPackageError, ProviderError: onnxruntime, or a provider, is not there.
     """
-    check_ready(before)
+    check_mode(before)
+    check_initialised(before)
     given = demanded(inputs if inputs is not None else next(iter(made_up_inputs(before)), None))
     checks = []
     for other in _others(after, providers, seed):
@@ -54,7 +55,8 @@ def verify_module(  # noqa: PLR0913
 
 def _others(after: nn.Module | ir.Model, providers: tuple[str, ...], seed: int) -> Iterator[Other]:
     if is_module(after):
-        check_ready(after)
+        check_mode(after)
+        check_initialised(after)
         yield module_as_other(after, seed)
         return
     model = in_memory(cast("ir.Model", after))

@@ -66,9 +66,9 @@ TABLE = {
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking fold_result history model_size "
-        "models notes observing processes recalibrating recalibrating_torch reproduction selecting torch_culprit "
-        "torch_dispatch torch_files torch_folds torch_outputs torch_plan torch_recalibrated torch_result "
+        "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking fold_result history "
+        "model_size models notes observing processes recalibrating recalibrating_torch reproduction selecting "
+        "torch_culprit torch_dispatch torch_files torch_folds torch_outputs torch_plan torch_recalibrated torch_result "
         "torch_file_verify torch_verify unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",

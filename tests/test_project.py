@@ -30,13 +30,13 @@ PUBLIC = """
 
 SIGNATURES = {
     "benchmark": "before after providers shapes seed threads rounds progress",
-    "fold": """model example_inputs example_kwargs as_graph static_shapes inplace calibrate only keep keep_overridable reduce
-        merge leftover simplify readers verify manifest providers shapes inputs seed data oracle metric
+    "fold": """model example_inputs example_kwargs as_graph static_shapes inplace calibrate only keep
+        keep_overridable reduce merge leftover simplify readers verify manifest providers shapes inputs seed data oracle metric
         metric_output self_test progress""",
-    "inspect": """model example_inputs example_kwargs as_graph static_shapes only keep keep_overridable reduce merge leftover
-        simplify readers""",
-    "recalibrate": """model data example_inputs example_kwargs inplace method momentum bessel memory force unshare keep only
-        processes progress""",
+    "inspect": """model example_inputs example_kwargs as_graph static_shapes only keep keep_overridable
+        reduce merge leftover simplify readers""",
+    "recalibrate": """model data example_inputs example_kwargs inplace method momentum bessel memory force unshare keep
+        only processes progress""",
     "unfold": "model manifest only every",
     "verify": """before after example_inputs example_kwargs providers shapes inputs seed data oracle metric
         metric_output progress""",

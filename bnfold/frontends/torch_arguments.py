@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bnfold.errors import UsageError
@@ -29,6 +29,10 @@ class Arguments(NamedTuple):
     def call(self, module: nn.Module) -> Any:
         """What the module gives for them."""
         return module(*self.args, **self.kwargs)
+
+    def has_any_keyword(self, module: nn.Module) -> bool:
+        """Whether some of them go into a `**parameter` of the forward pass."""
+        return any(name not in inspect.signature(module.forward).parameters for name in self.kwargs)
 
     def by_name(self, module: nn.Module) -> dict[str, Any]:
         """The arguments by the parameters of the forward pass; those of `*parameter` together.
@@ -57,7 +61,7 @@ def read_arguments(
         raise UsageError(what, where="example_inputs", remedy=_POSITIONAL)
     if kwargs is None:
         return None if inputs is None else Arguments(inputs, {})
-    if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+    if not isinstance(kwargs, Mapping):
         what = f"the keyword inputs of a PyTorch module are a mapping by name, not a {type(kwargs).__name__}"
         raise UsageError(what, where="example_kwargs", remedy=_KEYWORD)
     return _ordered(module, inputs or (), kwargs)
@@ -82,12 +86,19 @@ def _ordered(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         parameters = inspect.signature(module.forward).parameters
     except ValueError:  # code of C: what it takes shows when it runs
         return Arguments(args, dict(kwargs))
-    names = [*(name for name in parameters if name in kwargs), *(name for name in kwargs if name not in parameters)]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    others = [name for name in kwargs if name not in parameters]
+    if others and (not takes_any or not isinstance(others[0], str)):
+        raise _unlike(module, f"has no parameter {others[0]!r}", parameters)
+    names = [*(name for name in parameters if name in kwargs), *others]
     found = Arguments(args, {name: kwargs[name] for name in names})
     try:
         found.by_name(module)
     except TypeError as error:
-        what = f"the forward pass of {type(module).__name__} cannot be called like that: {error}"
-        known = ", ".join(parameters) or "none"
-        raise UsageError(what, where="example_kwargs", remedy=f"its parameters are {known}") from error
+        raise _unlike(module, f"cannot be called like that: {error}", parameters) from error
     return found
+
+
+def _unlike(module: nn.Module, what: str, parameters: Iterable[str]) -> UsageError:
+    remedy = f"its parameters are {', '.join(parameters) or 'none'}"
+    return UsageError(f"the forward pass of {type(module).__name__} {what}", where="example_kwargs", remedy=remedy)

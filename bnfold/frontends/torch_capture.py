@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import MissingPackageError, ModelError
 from bnfold.frontends.torch_arguments import Arguments
+from bnfold.frontends.torch_lazy import blanks, initialise
 from bnfold.frontends.torch_paths import absolute
 from bnfold.graph import Dim, Shape
 
@@ -177,7 +178,8 @@ def _is_tensor(leaf: object) -> bool:
 
 def runs(module: nn.Module, inputs: Arguments) -> bool:
     """Whether the module takes these inputs: on fake tensors first, then for good, as fakes take more."""
-    return _succeeds(lambda: _run_fake(copied(module), inputs)) and _succeeds(lambda: inputs.call(copied(module)))
+    fakes = _succeeds(lambda: _run_fake(initialise(copied(module), inputs), inputs))
+    return fakes and _succeeds(lambda: inputs.call(copied(module)))
 
 
 def _run_fake(module: nn.Module, inputs: Arguments) -> None:
@@ -218,9 +220,11 @@ def _export(module: nn.Module, inputs: Arguments, *, is_static: bool = False) ->
 
     with torch.no_grad(), silent(), redirect_stderr(StringIO()):  # on which torch writes what it has captured so far
         try:
+            if inputs.has_any_keyword(module):
+                raise ValueError("what its **parameter takes has no place among the sizes that it describes")
             shapes = None if is_static else _pytree.tree_map(dynamic, inputs.by_name(module))
             program = torch.export.export(
-                copied(module), inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
+                initialise(copied(module), inputs), inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
             )
             return absolute(program, module)
         except Exception as error:
@@ -262,7 +266,7 @@ def copied(module: nn.Module) -> nn.Module:
     }
     try:
         with silent():  # copies of what torch.export made warn of torch's own ways
-            return copy.deepcopy(module, computed)
+            return copy.deepcopy(module, computed | blanks(module))
     except Exception as error:
         raise ModelError(f"it cannot be copied: {error}", where=type(module).__name__) from error
 

@@ -125,7 +125,7 @@ def _forms(module: nn.Module, reader: nn.Module) -> Iterator[_Form]:
             yield (2, channels, *[None] * (axes - 1), -1)
     elif isinstance(reader, nn.BatchNorm1d | nn.SyncBatchNorm) and channels:
         yield from ((2, channels), (2, channels, None), (2, channels, None, None))
-    elif isinstance(reader, nn.Linear):
+    elif isinstance(reader, nn.Linear) and reader.in_features:  # none while it is lazy
         yield (2, reader.in_features)
         lengths = [part.num_features for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
         for length in dict.fromkeys([_LENGTH, *lengths]):

@@ -14,6 +14,7 @@ from bnfold.decision import Kept, Reason, Refusal, Subject
 from bnfold.errors import ModelError
 from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import Captured, capture
+from bnfold.frontends.torch_lazy import is_lazy, lazy_modules
 from bnfold.frontends.torch_observed import Call, Observation
 from bnfold.frontends.torch_unseen import Unseen
 
@@ -72,6 +73,7 @@ class _Search:
         self._module, self._seen = module, seen
         self.found = Parts(places=dict(seen.order))
         self._unseen: dict[str, Unseen] = {}
+        self._lazy = lazy_modules(module)
         self._first: dict[int, str] = {}
         for path, part in module.named_modules(remove_duplicate=False):
             self._first.setdefault(id(part), path)
@@ -98,7 +100,9 @@ class _Search:
         if _is_batchnorm(part):
             reached = path in self._seen.calls
             alone = (self._against(path, part) or because) if reached else Refusal(Reason.NOT_REACHED)
-            if part.training or getattr(part, "running_mean", None) is None:
+            if path in self._lazy:
+                alone = Refusal(Reason.NOT_INITIALISED, path)
+            elif part.training or getattr(part, "running_mean", None) is None:
                 alone = Refusal(Reason.NORMALISES_BY_BATCH_STATISTICS, path)
             self._keep(path, path, type(part).__name__, _channels(part), alone)
             return
@@ -226,7 +230,8 @@ def _is_script(part: nn.Module) -> bool:
 def _channels(norm: nn.Module) -> int:
     """How many channels a BatchNorm has; 0 where it does not tell."""
     mean = getattr(norm, "running_mean", None)
-    return int(getattr(norm, "num_features", 0) or (0 if mean is None else mean.numel()))
+    known = mean is not None and not is_lazy(mean)
+    return int(getattr(norm, "num_features", 0) or (mean.numel() if known else 0))  # type: ignore[union-attr]
 
 
 def _fixes_ranks(part: nn.Module) -> bool:
