@@ -132,23 +132,28 @@ def load_module(path: str | os.PathLike[str], *, model: Factory | None = None, t
     return open_torch(path, model=model, trust_pickle=trust_pickle).module
 
 
-def load_folded(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+def load_folded(module: nn.Module, path: str | os.PathLike[str], *, require_verified: bool = False) -> nn.Module:
     """Load the state dict of a folded module, which has no BatchNorms any more, into a new module of its class.
 
     Args:
         module: As its class builds it; it changes: BatchNorms that were folded give place to what is left of them.
         path: A `.pt` or `.safetensors` file of a folded module.
+        require_verified: Whether to refuse a file that does not say that its fold was verified.
 
     Returns:
         `module`, in eval mode.
 
     Raises:
         UsageError: The file holds no state dict.
-        ModelError: It is the state dict of another module; `module` may have changed.
+        ModelError: It is the state dict of another module, and `module` may have changed; or it was not verified.
     """
     from bnfold.frontends.torch_folded_state import load_folded_state  # noqa: PLC0415
+    from bnfold.frontends.torch_marks import demand_verified  # noqa: PLC0415
 
-    load_folded_state(module, _state(path), str(path))
+    state = _state(path)
+    if require_verified:
+        demand_verified(path, is_safetensors=kind_of(path) is FileKind.SAFETENSORS)
+    load_folded_state(module, state, str(path))
     return module.eval()
 
 

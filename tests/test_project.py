@@ -31,8 +31,8 @@ PUBLIC = """
 SIGNATURES = {
     "benchmark": "before after providers shapes seed threads rounds progress",
     "fold": """model example_inputs example_kwargs as_graph static_shapes inplace calibrate only keep
-        keep_overridable reduce merge leftover simplify readers verify manifest providers shapes inputs seed data oracle metric
-        metric_output self_test progress""",
+        keep_overridable reduce merge leftover simplify readers verify manifest providers shapes inputs seed data
+        oracle metric metric_output self_test progress""",
     "inspect": """model example_inputs example_kwargs as_graph static_shapes only keep keep_overridable
         reduce merge leftover simplify readers""",
     "recalibrate": """model data example_inputs example_kwargs inplace method momentum bessel memory force unshare keep
@@ -41,7 +41,7 @@ SIGNATURES = {
     "verify": """before after example_inputs example_kwargs providers shapes inputs seed data oracle metric
         metric_output progress""",
     "load": "path",
-    "load_folded": "module path",
+    "load_folded": "module path require_verified",
     "load_module": "path model trust_pickle",
     "save": "model path",
 }
