@@ -162,6 +162,21 @@ def test_an_operator_whose_size_is_asked_for_keeps_its_place() -> None:
     assert not plan(TorchGraph(None, captured)).merges
 
 
+@pytest.mark.parametrize(("shape_of", "convolutions"), [("reshape_as", 3), ("view_as", 3), (None, 2)])
+def test_convolutions_in_a_row_stay_apart_where_the_shape_between_them_is_read(
+    shape_of: str | None, convolutions: int
+) -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        between, other = s.a(x), s.c(x).flatten(1).sigmoid()
+        shaped = other if shape_of is None else getattr(other, shape_of)(between).flatten(1)
+        found: Tensor = s.bn(s.b(between)).flatten(1).mean(1, keepdim=True) * shaped
+        return found
+
+    net = alive(Net(forward, a=nn.Conv2d(3, 4, 1), b=conv(4, 5), bn=nn.BatchNorm2d(5), c=nn.Conv2d(3, 4, 1)))
+    result = fold_graph(net)
+    assert (operators(result).count("conv2d"), len(result.report.folded)) == (convolutions, 1)
+
+
 def test_layers_in_a_row_become_one() -> None:
     net = alive(nn.Sequential(nn.Linear(7, 9), nn.Linear(9, 4, bias=False), nn.BatchNorm1d(4)), 4, 7)
     result = fold_graph(net, 4, 7)
