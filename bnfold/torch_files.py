@@ -74,9 +74,11 @@ class TorchFile:
             VerificationError: The exporter changed what it computes.
             MissingPackageError, ProviderError: onnxscript or onnxruntime is not installed, or cannot run the model.
         """
+        from bnfold.api_torch import check_initialised  # noqa: PLC0415
         from bnfold.exportcheck import check_export  # noqa: PLC0415
         from bnfold.frontends.onnx_files import in_memory  # noqa: PLC0415
 
+        check_initialised(self.module)
         exported = self._exported(shapes)
         if verify:
             check_export(self.module, *self.inputs(shapes), in_memory(exported), Path(self.path).name)

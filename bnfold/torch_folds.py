@@ -48,7 +48,7 @@ def fold_file(  # noqa: PLR0913, PLR0917
         UsageError: The output cannot be made of this kind of file, or an input has no shape.
         ModelError, VerificationError, MachineError: As `bnfold.fold`.
     """
-    from bnfold.api_torch import fold_module  # noqa: PLC0415
+    from bnfold.api_torch import check_initialised, fold_module  # noqa: PLC0415
     from bnfold.api_torch_graph import fold_program, fold_to_program  # noqa: PLC0415
     from bnfold.frontends.torch_save import require_safetensors, save_program, save_state  # noqa: PLC0415
 
@@ -65,6 +65,7 @@ def fold_file(  # noqa: PLR0913, PLR0917
         else:
             program, report = fold_to_program(file.module, inputs, settings, proof)
         return replace(report, model=name), partial(save_program, program, output, _marks(report))
+    check_initialised(file.module)  # what has no shape cannot be written
     result = fold_module(file.module, inputs, settings.wanted, proof, inplace=False)
     return replace(result.report, model=name), partial(save_state, result.module, output, _marks(result.report))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import safetensors.torch
@@ -263,7 +264,7 @@ def test_what_the_exporter_changes_is_found(
     def wrong(*arguments: Any) -> Any:
         model = right(*arguments)
         bias = model.graph.initializers["head.bias"]
-        bias.const_value = bnfold.api.ir.tensor(bias.const_value.numpy() + np.float32(0.1), name="head.bias")
+        bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(0.1), name="head.bias")
         return model
 
     monkeypatch.setattr(torch_to_onnx, "program_to_onnx", wrong)
@@ -326,7 +327,7 @@ def test_the_exported_model_has_its_batchnorms_and_names_of_modules(folder: Path
     shapes = {"image": (2, 3, 9, 9)}
     for path, factory in ((state(folder), models.net), (exported(folder), None), (script(folder), None)):
         model = open_torch(path, model=factory).to_onnx(shapes, verify=True)
-        proto = onnx.ModelProto.FromString(bnfold.api.ir.to_proto(model).SerializeToString())
+        proto = onnx.ModelProto.FromString(ir.to_proto(model).SerializeToString())
         kinds = [node.op_type for node in proto.graph.node]
         assert kinds.count("BatchNormalization") == 2
         assert kinds.count("Conv") == 1

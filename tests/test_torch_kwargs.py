@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_run import Run
 from test_torch_guards import conv
 from torch import Tensor, nn
 from torch_models import alive, names, sample
@@ -16,6 +17,7 @@ from torch_models import alive, names, sample
 import bnfold
 from bnfold.decision import Folded, Kept
 from bnfold.errors import DataError, ModelError, UsageError
+from bnfold.frontends.torch_made_inputs import made_inputs
 
 #: The example: an image by position or by name, the rest by name alone, in another order than that of the signature.
 IMAGE = sample(2, 3, 9, 9)
@@ -212,3 +214,25 @@ def test_they_are_for_modules_only() -> None:
 def test_a_module_that_takes_no_names_needs_none() -> None:
     net = alive(nn.Sequential(conv(), nn.BatchNorm2d(4)))
     assert names(bnfold.fold(net, example_inputs=(IMAGE,), example_kwargs={}).decisions, Folded) == ["1"]
+
+
+def test_an_archive_that_takes_them_becomes_one_that_takes_them(run: Run, tmp_path: Path) -> None:
+    net = live(Masked())
+    axes = {0: torch.export.Dim.AUTO}
+    program = torch.export.export(net, (IMAGE,), {"mask": MASK}, dynamic_shapes={"image": axes, "mask": axes})
+    torch.export.save(program, tmp_path / "net.pt2")
+    assert run(tmp_path / "net.pt2", "-o", tmp_path / "fused.pt2").code == 0
+    folded = torch.export.load(tmp_path / "fused.pt2")
+    assert "batch_norm" not in str(folded.graph)
+    image, mask = sample(5, 3, 9, 9, seed=7), sample(5, 1, 7, 7, seed=8)
+    with torch.no_grad():
+        old, new = net(image, mask=mask), folded.module()(image, mask=mask)
+    assert (old - new).abs().max() <= 1e-11 * old.abs().max()
+
+
+def test_shapes_by_name_make_inputs_by_keyword() -> None:
+    made = made_inputs(live(Masked()), {"mask": (2, 1, 7, 7), "image": (2, 3, 9, 9)}, "x")
+    assert [tuple(x.shape) for x in made.args] == [(2, 3, 9, 9)]
+    assert {name: tuple(x.shape) for name, x in made.kwargs.items()} == {"mask": (2, 1, 7, 7)}
+    with pytest.raises(UsageError, match="the shape of input 'mask' is not known"):
+        made_inputs(live(Masked()), {"image": (2, 3, 9, 9)}, "x")

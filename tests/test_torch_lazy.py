@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cli_run import Run, assert_one_sentence
 from test_torch_guards import conv
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -280,3 +282,12 @@ def test_a_graph_recalibration_and_comparison_need_the_parameters() -> None:
             call(net, *more, example_inputs=(sample(),), **options)  # type: ignore[operator]
     with pytest.raises(ModelError, match=says):
         bnfold.verify(live(conv()), net, example_inputs=(sample(),))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".pt2", ".onnx"])
+def test_no_file_can_hold_parameters_without_shapes(run: Run, tmp_path: Path, suffix: str) -> None:
+    torch.save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d()).eval(), tmp_path / "net.pt")
+    output = tmp_path / f"fused{suffix}"
+    done = run(tmp_path / "net.pt", "-o", output, "--trust-pickle", "--shape", "input=2x3x9x9")
+    assert (done.code, output.exists()) == (3, False)
+    assert_one_sentence(done.err, "a lazy module has no parameters yet; run the module once")
