@@ -103,6 +103,15 @@ def test_what_is_around_lazy_modules_is_folded() -> None:
     assert bnfold.inspect(net, example_inputs=(sample(),)).decisions == result.decisions
 
 
+def test_the_report_does_not_depend_on_the_seed_that_the_caller_has_set() -> None:
+    net = live(conv(), nn.BatchNorm2d(4), nn.LazyConv2d(5, 3))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(bnfold.fold(net, example_inputs=(sample(),)).report.verification)
+    assert found[0] == found[1]
+
+
 def test_no_batchnorm_goes_into_a_lazy_layer() -> None:
     for parts in ((nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)), (nn.Sigmoid(), nn.BatchNorm2d(3), nn.LazyConv2d(4, 3))):
         net = live(*parts)
@@ -158,6 +167,7 @@ class Own(LazyModuleMixin, nn.Module):
                 self.weight.fill_(2)
             self.conv = nn.Conv2d(x.shape[1], 4, 3).double()
             self.inner = nn.BatchNorm2d(4).double().eval()
+            self.extra = nn.Parameter(torch.ones(3, 4, 3, 3, dtype=torch.float64) / 9)
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.norm(self.inner(self.conv(x * self.weight[:, None, None])))
@@ -174,11 +184,30 @@ def test_what_a_lazy_module_holds_or_will_hold_is_kept() -> None:
     assert_same(net, result.module, sample())
 
 
+def test_a_parameter_that_a_lazy_module_will_make_may_be_read_elsewhere() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.bn = Own(), nn.BatchNorm2d(3)
+            del self.own.count
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.own(x)
+            found: Tensor = self.bn(nn.functional.conv2d(y, self.own.conv.weight.transpose(0, 1)))
+            return found + self.bn(nn.functional.conv2d(y, self.own.extra))
+
+    net = enlivened(Net())
+    result = bnfold.fold(net, example_inputs=(sample(),))
+    assert names(result.decisions, Folded) == []
+    assert_same(net, result.module, sample())
+
+
 class Bare(nn.Module):
     """A parameter without a shape in a module that is not lazy."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_computed: bool) -> None:
         super().__init__()
+        self.is_computed = is_computed
         self.conv, self.bn, self.other, self.norm = conv(), nn.BatchNorm2d(4), conv(), nn.BatchNorm2d(4)
         self.scale = UninitializedParameter()
 
@@ -186,15 +215,18 @@ class Bare(nn.Module):
         if is_lazy(self.scale):
             self.scale.materialize((4, 1, 1))
             nn.init.constant_(self.scale, math.pi)
-        found: Tensor = self.bn(self.conv(x)) * self.norm(self.other(x) * (2 * self.scale))
+        factor = 2 * self.scale if self.is_computed else self.scale
+        found: Tensor = self.bn(self.conv(x)) * self.norm(self.other(x) * factor)
         return found
 
 
-def test_what_reads_a_parameter_without_a_shape_is_kept_and_nothing_else() -> None:
-    net = enlivened(Bare())
+@pytest.mark.parametrize("is_computed", [False, True])
+def test_what_reads_a_parameter_without_a_shape_is_kept_and_nothing_else(is_computed: bool) -> None:
+    net = enlivened(Bare(is_computed=is_computed))
     result = bnfold.fold(net, example_inputs=(sample(),))
     assert names(result.decisions, Folded) == ["bn"]
     assert list(kept(result)) == ["norm"]
+    assert (Reason.NOT_INITIALISED in kept(result)["norm"]) is not is_computed
     assert lazy_names(net) == lazy_names(result.module) == ["scale"]
     assert_same(net, result.module, sample())
 
@@ -242,6 +274,7 @@ def test_a_module_that_is_observed_may_be_lazy_on_every_way(sign: int) -> None:
     assert lazy_names(net) == lazy_names(result.module) == lazy
     assert result.report.verification is not None
     assert result.report.verification.passed
+    assert len(result.report.verification.quick[0].runs) == 4  # both ways, two sizes
     for y in (x, -x):
         assert_same(net, result.module, y)
 
