@@ -309,7 +309,7 @@ def test_a_graph_recalibration_and_comparison_need_the_parameters() -> None:
         (bnfold.fold, (), {"as_graph": True}),
         (bnfold.inspect, (), {"as_graph": True}),
         (bnfold.recalibrate, ([sample()],), {}),
-        (bnfold.verify, (net,), {}),
+        (bnfold.verify, (live(conv()),), {}),
     ):
         with pytest.raises(ModelError, match=says):
             call(net, *more, example_inputs=(sample(),), **options)  # type: ignore[operator]
