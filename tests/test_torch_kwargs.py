@@ -17,6 +17,7 @@ from torch_models import alive, names, sample
 import bnfold
 from bnfold.decision import Folded, Kept
 from bnfold.errors import DataError, ModelError, UsageError
+from bnfold.frontends.torch_arguments import read_arguments
 from bnfold.frontends.torch_made_inputs import made_inputs
 
 #: The example: an image by position or by name, the rest by name alone, in another order than that of the signature.
@@ -97,6 +98,12 @@ def test_their_order_does_not_matter_and_all_may_be_by_keyword() -> None:
     with torch.no_grad():
         old, new = net(IMAGE, **REST), graph(**REST, image=IMAGE)
     assert (old - new).abs().max() <= 1e-11 * old.abs().max()
+
+
+def test_they_are_put_into_the_order_of_the_signature() -> None:
+    found = read_arguments(live(Masked()), (IMAGE,), REST)
+    assert found is not None
+    assert (list(REST), list(found.kwargs)) == (["scale", "mask"], ["mask", "scale"])
 
 
 @pytest.mark.parametrize("as_graph", [False, True])
