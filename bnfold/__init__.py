@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bnfold.affine import ChannelAffine
-    from bnfold.api import FoldResult, fold, inspect, load, save, verify
+    from bnfold.api import fold, inspect, load, save, verify
     from bnfold.benchmarking import benchmark
     from bnfold.calibrating import Calibration
     from bnfold.data_images import ImageOptions
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
+    from bnfold.fold_result import FoldResult
     from bnfold.frontends.onnx_pass import FoldBatchNormPass
     from bnfold.manifest import Manifest
     from bnfold.processes import Processes
@@ -47,7 +48,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "bnfold.affine": ("ChannelAffine",),
-    "bnfold.api": ("FoldResult", "fold", "inspect", "load", "save", "verify"),
+    "bnfold.api": ("fold", "inspect", "load", "save", "verify"),
     "bnfold.benchmarking": ("benchmark",),
     "bnfold.calibrating": ("Calibration",),
     "bnfold.data_images": ("ImageOptions",),
@@ -64,6 +65,7 @@ _HOME = {
         "UsageError",
         "VerificationError",
     ),
+    "bnfold.fold_result": ("FoldResult",),
     "bnfold.frontends.onnx_pass": ("FoldBatchNormPass",),
     "bnfold.manifest": ("Manifest",),
     "bnfold.processes": ("Processes",),

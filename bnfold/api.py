@@ -19,6 +19,7 @@ from bnfold.frontends.onnx_files import load, save
 from bnfold.frontends.onnx_fold import Settings, plan_model
 from bnfold.frontends.onnx_readers import Reader
 from bnfold.frontends.onnx_simplify import prepared
+from bnfold.frontends.torch_arguments import read_arguments
 from bnfold.history import History, Wish
 from bnfold.inputs import InputsLike
 from bnfold.leftover_forms import Form
@@ -44,6 +45,7 @@ def inspect(  # noqa: PLR0913
     model: ModelLike | nn.Module,
     *,
     example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     as_graph: bool = False,
     static_shapes: bool = False,
     only: str | None = None,
@@ -63,6 +65,7 @@ def inspect(  # noqa: PLR0913
         example_inputs: What the forward pass of a PyTorch module takes; by default made up where its layers tell, and
             the notes say so (not with `as_graph`). Such a module takes `only` and `keep` besides, with `as_graph` also
             `static_shapes`, `reduce`, `merge` and `leftover`, and nothing else.
+        example_kwargs: What it takes by keyword.
         as_graph: Whether a PyTorch module becomes a GraphModule, where every fold has a place, and not its own class.
         static_shapes: Whether that graph may hold for the sizes of the example only, and refuse others.
         only: A regular expression; BatchNorms in whose name it is not found are kept.
@@ -90,8 +93,9 @@ def inspect(  # noqa: PLR0913
     if is_module(model):
         refuse_torch((keep_overridable, simplify, readers, shapes))
         graph = (as_graph, static_shapes, reduce, merge, form)
-        return inspect_torch(model, example_inputs, selection(only, keep), graph)
-    refuse_onnx(example_inputs is not None, as_graph, static_shapes)
+        example = read_arguments(model, example_inputs, example_kwargs)
+        return inspect_torch(model, example, selection(only, keep), graph)
+    refuse_onnx(example_inputs is not None, example_kwargs is not None, as_graph, static_shapes)
     given, name = opened(cast("ModelLike", model))
     original, notes = prepared(given, simplify, keep_overridable)
     settings = Settings(selection(only, keep), keep_overridable, readers or {}, reduce, merge, form)
@@ -106,6 +110,7 @@ def fold(
     model: nn.Module,
     *,
     example_inputs: tuple[Any, ...] | None = ...,
+    example_kwargs: Mapping[str, Any] | None = ...,
     as_graph: Literal[False] = ...,
     inplace: bool = ...,
     calibrate: Calibration | Data | None = ...,
@@ -121,7 +126,8 @@ def fold(
 def fold(
     model: nn.Module,
     *,
-    example_inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...] | None = ...,
+    example_kwargs: Mapping[str, Any] | None = ...,
     as_graph: Literal[True],
     static_shapes: bool = ...,
     calibrate: Calibration | Data | None = ...,
@@ -169,6 +175,7 @@ def fold(  # noqa: PLR0913
     model: ModelLike | nn.Module,
     *,
     example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     as_graph: bool = False,
     static_shapes: bool = False,
     inplace: bool = False,
@@ -202,6 +209,7 @@ def fold(  # noqa: PLR0913
         example_inputs: As `inspect`. A PyTorch module takes `inplace`, `calibrate`, `only`, `keep`, `verify`, `seed`
             and `progress` besides, with `as_graph` also `static_shapes`, `reduce`, `merge` and `leftover` though not
             `inplace`, and nothing else.
+        example_kwargs: As `inspect`.
         as_graph: As `inspect`.
         static_shapes: As `inspect`.
         inplace: Whether the PyTorch module itself is changed, and not a copy of it.
@@ -242,13 +250,14 @@ def fold(  # noqa: PLR0913
                       data is not None, wishes, not deployed))  # fmt: skip
         graph = (as_graph, static_shapes, reduce, merge, form)
         check_wishes(graph, inplace=inplace, calibrates=calibrate is not None)
+        example = read_arguments(model, example_inputs, example_kwargs)
         wanted, proof = selection(only, keep), Proof(verify, seed, progress)
         if calibrate is not None:
             choice, name = Choice(only, keep, progress=progress), type(model).__name__
-            model, moved = calibrated(model, name, as_calibration(calibrate), choice, example_inputs)
+            model, moved = calibrated(model, name, as_calibration(calibrate), choice, example)
             proof = replace(proof, recalibration=moved)
-        return fold_torch(model, example_inputs, wanted, graph, proof, inplace=inplace)
-    refuse_onnx(example_inputs is not None, as_graph, static_shapes, inplace)
+        return fold_torch(model, example, wanted, graph, proof, inplace=inplace)
+    refuse_onnx(example_inputs is not None, example_kwargs is not None, as_graph, static_shapes, inplace)
     given, name = opened(cast("ModelLike", model))
     if (data is not None or wishes) and not verify:
         what = f"{'data' if data is not None else wishes.first} is for the check, which is left out"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bnfold.checking import Proof, demand
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import ModelError
 from bnfold.folding import FoldPlan
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import copied, in_float64
 from bnfold.frontends.torch_graph import TorchGraph
+from bnfold.frontends.torch_lazy import has_lazy, initialise, is_lazy, lazy_tensors
 from bnfold.model_size import scales_of
 from bnfold.report.model import Report, Size
 from bnfold.torch_plan import Planned, plan_module
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def inspect_module(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> Report:
+def inspect_module(module: nn.Module, inputs: Arguments | None, wanted: Callable[[str], bool]) -> Report:
     """What `fold_module` would do.
 
     Raises:
@@ -36,7 +38,7 @@ def inspect_module(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Ca
 
 
 def fold_module(
-    module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool], proof: Proof, *, inplace: bool
+    module: nn.Module, inputs: Arguments | None, wanted: Callable[[str], bool], proof: Proof, *, inplace: bool
 ) -> TorchFoldResult:
     """Fold what exact arithmetic allows and what can be written into the module tree, and check the result.
 
@@ -47,17 +49,17 @@ def fold_module(
     """
     planned = _plan(module, inputs, wanted)
     name, before = type(module).__name__, _size(module, planned)
-    folded = copied(module)
-    planned.write(folded)
+    folded = _written(copied(module), planned)
     gone = sum(len(made.bench.removed) for _, made in planned.parts)
     after = Size(before.nodes - gone, before.batchnorms - gone, *_stored(folded))
     scales, moved = scales_of(planned.parts), proof.recalibration
     report = Report(name, planned.decisions, before, after, None, planned.notes, scales, moved)
     if proof.verify:
-        exact = in_float64(module)
-        planned.write(exact)
+        ready = initialise(copied(module), planned.inputs, planned.paths) if has_lazy(module) else module
+        exact = _written(in_float64(ready), planned)
+        running = folded if ready is module else _written(copied(ready), planned)
         landmarks = {path: name for part in planned.parts for path, name in _landmarks(*part).items()}
-        check = torch_check((module, folded, exact), planned.inputs, landmarks,
+        check = torch_check((ready, running, exact), planned.inputs, landmarks,
                             paths=planned.paths, seed=proof.seed, progress=proof.progress)  # fmt: skip
         report = replace(report, verification=Verification((), (check,)))
         demand(report, "module", proof.remedy)
@@ -67,11 +69,8 @@ def fold_module(
     return TorchFoldResult(folded, report)
 
 
-def _plan(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> Planned:
+def _plan(module: nn.Module, inputs: Arguments | None, wanted: Callable[[str], bool]) -> Planned:
     check_module(module)
-    if inputs is not None and not isinstance(inputs, tuple):
-        what = f"the inputs of a PyTorch module are a tuple, not a {type(inputs).__name__}"
-        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
     return plan_module(module, inputs, wanted)
 
 
@@ -79,40 +78,37 @@ def check_module(module: nn.Module) -> None:
     """Whether it can be read, and changed.
 
     Raises:
-        ModelError: It is TorchScript, in training mode, or has no parameters yet.
+        ModelError: It is TorchScript, or in training mode.
     """
     import torch  # noqa: PLC0415
 
     if isinstance(module, torch.jit.ScriptModule):
         what = "it is TorchScript, whose code cannot change"
         raise ModelError(what, where=type(module).__name__, remedy="give the Python module")
-    check_ready(module)
+    check_mode(module)
 
 
-def check_ready(module: nn.Module) -> None:
-    """Whether it can be run for its result.
-
-    Raises:
-        ModelError: It is in training mode, or has no parameters yet.
-    """
-    import torch  # noqa: PLC0415
-
+def check_mode(module: nn.Module) -> None:
+    """Raises a ModelError if the module is in training mode."""
     if module.training:
         what = "the module is in training mode"
         raise ModelError(what, where=type(module).__name__, remedy="call .eval() on it first")
-    for path, part in module.named_modules():
-        lazy = torch.nn.parameter.is_lazy
-        tensors = [*part._parameters.values(), *part._buffers.values()]
-        if any(t is not None and lazy(t) for t in tensors):
-            raise ModelError("a lazy module has no parameters yet", where=path, remedy="run the module once")
 
 
-def check_inputs(inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    """The example inputs; raise a UsageError where there are none."""
-    if isinstance(inputs, tuple):
-        return inputs
-    what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
-    raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
+def check_initialised(module: nn.Module) -> None:
+    """Whether all its parameters are there, where nothing can be done without them.
+
+    Raises:
+        ModelError: Parts of it are lazy, and it was not run yet.
+    """
+    for name, _ in lazy_tensors(module):
+        where = name.rpartition(".")[0] or type(module).__name__
+        raise ModelError("a lazy module has no parameters yet", where=where, remedy="run the module once")
+
+
+def _written(target: nn.Module, planned: Planned) -> nn.Module:
+    planned.write(target)
+    return target
 
 
 def _landmarks(graph: TorchGraph, made: FoldPlan) -> dict[str, str]:
@@ -147,5 +143,5 @@ def _is_kept(view: object) -> bool:
 
 def _stored(module: nn.Module) -> tuple[int, int]:
     """Bytes of all parameters and buffers, and how many numbers they are."""
-    tensors = [*module.parameters(), *module.buffers()]
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if not is_lazy(t)]
     return sum(t.numel() * t.element_size() for t in tensors), sum(t.numel() for t in tensors)

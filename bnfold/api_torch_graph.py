@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bnfold.api_torch import check_inputs, check_module
+from bnfold.api_torch import check_initialised, check_module
 from bnfold.checking import Proof, demand
 from bnfold.errors import VerificationError
 from bnfold.folding import FoldPlan, plan
+from bnfold.frontends.torch_arguments import Arguments, demanded
 from bnfold.frontends.torch_capture import Captured, capture_graph, captured_program
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_graph_module import as_module
@@ -64,7 +65,7 @@ class _Planned:
         return Report("program", self.plan.decisions, size, notes=self.notes, scales=scales)
 
 
-def inspect_graph(module: nn.Module, inputs: tuple[Any, ...] | None, settings: GraphSettings) -> Report:
+def inspect_graph(module: nn.Module, inputs: Arguments | None, settings: GraphSettings) -> Report:
     """What `fold_graph` would do.
 
     Raises:
@@ -76,9 +77,7 @@ def inspect_graph(module: nn.Module, inputs: tuple[Any, ...] | None, settings: G
     return replace(report, model=type(module).__name__, notes=notes + report.notes)
 
 
-def fold_graph(
-    module: nn.Module, inputs: tuple[Any, ...] | None, settings: GraphSettings, proof: Proof
-) -> TorchFoldResult:
+def fold_graph(module: nn.Module, inputs: Arguments | None, settings: GraphSettings, proof: Proof) -> TorchFoldResult:
     """Fold all that exact arithmetic allows; the result is a GraphModule, and the module stays as it is.
 
     Raises:
@@ -91,7 +90,7 @@ def fold_graph(
 
 
 def fold_to_program(
-    module: nn.Module, inputs: tuple[Any, ...] | None, settings: GraphSettings, proof: Proof
+    module: nn.Module, inputs: Arguments | None, settings: GraphSettings, proof: Proof
 ) -> tuple[ExportedProgram, Report]:
     """As `fold_graph`; the result is an exported program."""
     captured, notes = capture_module(module, inputs, settings)
@@ -102,14 +101,14 @@ def fold_to_program(
     return program, replace(report, notes=notes + report.notes)
 
 
-def inspect_program(program: ExportedProgram, inputs: tuple[Any, ...], settings: GraphSettings, name: str) -> Report:
+def inspect_program(program: ExportedProgram, inputs: Arguments, settings: GraphSettings, name: str) -> Report:
     """What `fold_program` would do."""
     return replace(_plan(captured_program(program, inputs), settings).report, model=name)
 
 
 def fold_program(
     program: ExportedProgram,
-    inputs: tuple[Any, ...],
+    inputs: Arguments,
     settings: GraphSettings,
     proof: Proof,
     *,
@@ -139,11 +138,12 @@ def fold_program(
 
 
 def capture_module(
-    module: nn.Module, inputs: tuple[Any, ...] | None, settings: GraphSettings
+    module: nn.Module, inputs: Arguments | None, settings: GraphSettings
 ) -> tuple[Captured, tuple[str, ...]]:
     """The graph of a module, and for what it holds; errors as `inspect_graph`."""
     check_module(module)
-    captured = capture_graph(module, check_inputs(inputs), static_shapes=settings.static_shapes)
+    check_initialised(module)
+    captured = capture_graph(module, demanded(inputs), static_shapes=settings.static_shapes)
     if settings.static_shapes:
         return captured, ("captured for the sizes of the example only",)
     return captured, (*limits(captured), *fixed_sizes(module, captured))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import onnx_ir as ir
 
 from bnfold.batches import Data
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontier import DEFAULT_MEMORY
 from bnfold.processes import Processes
 from bnfold.recalibrating import RecalibrationResult, recalibrate
@@ -66,7 +67,7 @@ def calibrated(
 
 @overload
 def calibrated(
-    model: nn.Module, name: str, how: Calibration, choice: Choice, example_inputs: tuple[Any, ...] | None
+    model: nn.Module, name: str, how: Calibration, choice: Choice, example: Arguments | None
 ) -> tuple[nn.Module, RecalibrationReport]: ...
 
 
@@ -75,7 +76,7 @@ def calibrated(
     name: str,
     how: Calibration,
     choice: Choice,
-    example_inputs: tuple[Any, ...] | None = None,
+    example: Arguments | None = None,
 ) -> tuple[ir.Model | nn.Module, RecalibrationReport]:
     """The model with new statistics, and what moved.
 
@@ -84,7 +85,7 @@ def calibrated(
         name: What it is called in the report.
         how: The data, and how statistics are computed.
         choice: Of which BatchNorms.
-        example_inputs: Of a PyTorch module.
+        example: What the forward pass of a PyTorch module takes.
 
     Raises:
         BnfoldError: As `recalibrate`.
@@ -93,7 +94,8 @@ def calibrated(
     result = run(
         model,
         how.data,
-        example_inputs=example_inputs,
+        example_inputs=None if example is None else example.args,
+        example_kwargs=None if example is None else example.kwargs,
         method=how.method,
         momentum=how.momentum,
         bessel=how.bessel,

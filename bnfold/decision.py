@@ -108,6 +108,8 @@ class Reason(Enum):
     ILL_CONDITIONED = "the mean is too many standard deviations from zero for the shift to move past the operator"
     #: PyTorch: a module called twice, tied or computed weights, hooks; constants in the code of a forward pass.
     MODULE_CANNOT_HOLD_IT = "the PyTorch module has no place of its own for the changed numbers"
+    #: PyTorch: LazyBatchNorm2d and its kin, and what a lazy Conv or Linear would have to absorb.
+    NOT_INITIALISED = "the module is lazy and was not run yet"
     #: PyTorch: a way through a part of the module arrived at the part's own input or output.
     PART_ENDS_HERE = "the value enters or leaves the part that torch.export captures by itself"
     #: PyTorch: a branch of the uncaptured code, or a module of a list, that no observed run reached.
@@ -137,6 +139,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.SHIFT_MEETS_PADDING: "train with padding by reflection or without padding",
     Reason.MODULE_CANNOT_HOLD_IT: "fold the module with as_graph=True, which makes a graph of it",
     Reason.WEIGHTS_NOT_CONSTANT: "try --simplify, which evaluates what is constant",
+    Reason.NOT_INITIALISED: "run the module once before, which gives it its parameters",
     Reason.PART_ENDS_HERE: "let one module hold the BatchNorm and what it follows, with no decision in between",
     Reason.NOT_REACHED: "give example_inputs for which the forward pass calls it",
     Reason.CODE_NOT_OBSERVED: "give example_inputs for which the forward pass reaches all of its code",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, overload
 
@@ -16,6 +16,7 @@ from bnfold.errors import UsageError
 from bnfold.frontends.onnx_embedded import MANIFEST_KEY, embed
 from bnfold.frontends.onnx_observe import OnnxObservable, Unshare
 from bnfold.frontends.onnx_statistics import write_statistics
+from bnfold.frontends.torch_arguments import read_arguments
 from bnfold.frontier import DEFAULT_MEMORY
 from bnfold.models import ModelLike, opened
 from bnfold.observing import Work, observe
@@ -56,7 +57,8 @@ def recalibrate(
     model: nn.Module,
     data: Data,
     *,
-    example_inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...] | None = ...,
+    example_kwargs: Mapping[str, Any] | None = ...,
     inplace: bool = ...,
     method: str = ...,
     momentum: float = ...,
@@ -93,6 +95,7 @@ def recalibrate(  # noqa: PLR0913
     data: Data,
     *,
     example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     inplace: bool = False,
     method: str = "sequential",
     momentum: float = 0.1,
@@ -113,6 +116,7 @@ def recalibrate(  # noqa: PLR0913
             model with a single input; or a function that returns them. They are read once, so an iterator will do.
             A module's inputs are called as its forward pass calls them; their arrays may be tensors.
         example_inputs: What the forward pass of a PyTorch module takes, with the sizes of the data.
+        example_kwargs: What it takes by keyword.
         inplace: Whether to change the given module rather than a copy.
         method: "sequential": every BatchNorm under already recalibrated ones, in eval mode, over all data at once; the
             batch size does not matter. "batch": upstream BatchNorms normalise by the batch, as in training. "ema": the
@@ -153,9 +157,11 @@ def recalibrate(  # noqa: PLR0913
             if shared != "none":
                 what = "the calls of a PyTorch module have one place for their statistics"
                 raise UsageError(what, where="unshare", remedy="export the module to ONNX")
-            return recalibrate_module(model, data, example_inputs, work, inplace=inplace)
-        if example_inputs is not None or inplace:
-            raise UsageError("example_inputs and inplace are for PyTorch modules", where="recalibrate")
+            example = read_arguments(model, example_inputs, example_kwargs)
+            return recalibrate_module(model, data, example, work, inplace=inplace)
+        if example_inputs is not None or example_kwargs is not None or inplace:
+            what = "example_inputs, example_kwargs and inplace are for PyTorch modules"
+            raise UsageError(what, where="recalibrate")
         return _recalibrate_onnx(cast("ModelLike", model), data, work, shared)
 
 

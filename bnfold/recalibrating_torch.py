@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bnfold.api_torch import check_module
+from bnfold.api_torch import check_initialised, check_module
 from bnfold.batches import Data, open_data
 from bnfold.data import InputSpec
 from bnfold.data_sources import DataRequest, Source
 from bnfold.drift import Recalibrated
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import ModelError
 from bnfold.frontends.torch_agreement import Agreement
+from bnfold.frontends.torch_arguments import Arguments, demanded
 from bnfold.frontends.torch_capture import captured_once, copied
 from bnfold.frontends.torch_hooks import HookObservable
 from bnfold.frontends.torch_inputs import ModuleInputs, input_shapes, read_inputs
@@ -48,7 +49,7 @@ class _Opened:
 
 
 def recalibrate_module(
-    module: nn.Module, data: Data, example_inputs: tuple[Any, ...] | None, work: Work, *, inplace: bool
+    module: nn.Module, data: Data, example_inputs: Arguments | None, work: Work, *, inplace: bool
 ) -> RecalibrationResult[nn.Module]:
     """Compute the running mean and variance of every BatchNorm of `module` anew; in a copy, unless `inplace`.
 
@@ -58,11 +59,10 @@ def recalibrate_module(
         DataError, MachineError: As `bnfold.recalibrate`.
     """
     check_module(module)
-    if not isinstance(example_inputs, tuple):
-        what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
-        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(8, 3, 224, 224),)")
-    inputs, name = read_inputs(module, example_inputs), type(module).__name__
-    opened = _opened(module, inputs, example_inputs, work.wanted)
+    check_initialised(module)
+    example = demanded(example_inputs)
+    inputs, name = read_inputs(module, example), type(module).__name__
+    opened = _opened(module, inputs, example, work.wanted)
     observable = opened.observable
     work.link.demand_same((name, work.settings, [site.calls for site in observable.sites]))
     source = open_data(_as_arrays(data), list(_specs(inputs, opened.shapes)))
@@ -80,7 +80,7 @@ def recalibrate_module(
 
 
 def _opened(
-    module: nn.Module, inputs: ModuleInputs, example_inputs: tuple[Any, ...], wanted: Callable[[str], bool]
+    module: nn.Module, inputs: ModuleInputs, example_inputs: Arguments, wanted: Callable[[str], bool]
 ) -> _Opened:
     """By its graph; where that cannot be had, or not be cut, as it runs."""
     try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from bnfold.comparison import TensorComparison
 from bnfold.errors import BnfoldError, ModelError
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import in_float64
 from bnfold.interfaces import failure
 from bnfold.quickcheck import QuickCheck
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 #: Gives the outputs for what the module's forward pass takes.
-_Runner: TypeAlias = Callable[[Any], list[Any]]
+_Runner: TypeAlias = Callable[[Arguments], list[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ def model_as_other(model: onnx.ModelProto, provider: str) -> Other:
 
 
 def _runner(session: Any, inputs: list[tuple[str, str]], names: tuple[str, ...]) -> _Runner:
-    def outputs(sample: Any) -> list[Any]:
+    def outputs(sample: Arguments) -> list[Any]:
         fed = zip(inputs, tensors(sample), strict=True)
         feeds = {name: _as_numpy(tensor, kind) for (name, kind), tensor in fed}
         return [_stored(array) for array in session.run(names, feeds).values()]
@@ -91,7 +92,7 @@ def _stored(array: Any) -> Stored:
     return found
 
 
-def check_other(before: nn.Module, other: Other, inputs: tuple[Any, ...], seed: int) -> QuickCheck:
+def check_other(before: nn.Module, other: Other, inputs: Arguments, seed: int) -> QuickCheck:
     """Run both.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_constants import as_array
 from bnfold.frontends.torch_graph_module import as_module
 from bnfold.torchcheck import EXACT
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def first_difference(
-    programs: tuple[ExportedProgram, ExportedProgram], inputs: tuple[Any, ...], same: Mapping[str, str]
+    programs: tuple[ExportedProgram, ExportedProgram], inputs: Arguments, same: Mapping[str, str]
 ) -> str | None:
     """The name of a value, as the original calls it; None if all agree.
 
@@ -32,7 +33,7 @@ def first_difference(
     return None
 
 
-def _values(program: ExportedProgram, inputs: tuple[Any, ...]) -> dict[str, Any]:
+def _values(program: ExportedProgram, inputs: Arguments) -> dict[str, Any]:
     """What each node of the program computes, by name; of what is written in place, what it is at the end."""
     import torch  # noqa: PLC0415
     from torch.utils import _pytree  # noqa: PLC0415
@@ -42,7 +43,7 @@ def _values(program: ExportedProgram, inputs: tuple[Any, ...]) -> dict[str, Any]
 
     runner = torch.fx.Interpreter(as_module(program), garbage_collect_values=False)
     with torch.no_grad():
-        runner.run(*_pytree.tree_map(wide, inputs))
+        runner.run(*map(wide, _pytree.tree_leaves(inputs)), enable_io_processing=False)
     found = {node.name: value for node, value in runner.env.items() if isinstance(value, torch.Tensor)}
     return {name: as_array(value) for name, value in found.items() if value.is_floating_point()}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from bnfold.checking import Proof
 from bnfold.errors import UsageError
+from bnfold.frontends.torch_arguments import Arguments, read_arguments
 from bnfold.leftover_forms import Form
 from bnfold.report.model import Report
 from bnfold.torch_result import TorchFoldResult
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 #: as_graph, static_shapes, reduce, merge and leftover.
 Graph: TypeAlias = tuple[bool, bool, bool, bool, Form]
 
+#: example_inputs and example_kwargs.
+Example: TypeAlias = "tuple[tuple[Any, ...] | None, Mapping[str, Any] | None]"
+
 
 def is_module(model: object) -> TypeGuard[nn.Module]:
     """Whether `model` is a PyTorch module; nobody has one without having imported torch."""
@@ -27,9 +31,7 @@ def is_module(model: object) -> TypeGuard[nn.Module]:
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
-def inspect_torch(
-    module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool], graph: Graph
-) -> Report:
+def inspect_torch(module: nn.Module, inputs: Arguments | None, wanted: Callable[[str], bool], graph: Graph) -> Report:
     """`inspect` for a module.
 
     Raises:
@@ -47,7 +49,7 @@ def inspect_torch(
 
 def fold_torch(  # noqa: PLR0913
     module: nn.Module,
-    inputs: tuple[Any, ...] | None,
+    inputs: Arguments | None,
     wanted: Callable[[str], bool],
     graph: Graph,
     proof: Proof,
@@ -90,7 +92,7 @@ def _refuse_graph(graph: Graph) -> None:
 def verify_torch(  # noqa: PLR0913
     before: object,
     after: nn.Module | ir.Model,
-    inputs: tuple[Any, ...] | None,
+    example: Example,
     others: tuple[object, ...],
     *,
     providers: tuple[str, ...],
@@ -107,8 +109,11 @@ def verify_torch(  # noqa: PLR0913
     if not is_module(before):
         raise UsageError("a PyTorch module is the first of the two", where="verify", remedy="verify(module, model)")
     if any(others):
-        what = "with a PyTorch module, verify takes example_inputs, providers, seed and progress, and nothing else"
+        what = (
+            "of a module, verify takes example_inputs, example_kwargs, providers, seed and progress, and nothing else"
+        )
         raise UsageError(what, where="verify")
+    inputs = read_arguments(before, *example)
     return verify_module(before, after, inputs, providers=providers, seed=seed, progress=progress)
 
 
@@ -120,8 +125,8 @@ def refuse_torch(others: tuple[object, ...]) -> None:
     """
     if any(others):
         raise UsageError(
-            "a PyTorch module takes example_inputs, inplace, calibrate, only, keep, verify, seed, progress, as_graph "
-            "and with it static_shapes, reduce, merge and leftover, and nothing else",
+            "a PyTorch module takes example_inputs, example_kwargs, inplace, calibrate, only, keep, verify, seed, "
+            "progress, as_graph and with it static_shapes, reduce, merge and leftover, and nothing else",
             where="fold",
         )
 
@@ -129,4 +134,5 @@ def refuse_torch(others: tuple[object, ...]) -> None:
 def refuse_onnx(*others: bool) -> None:
     """As `refuse_torch`, of what only a module takes."""
     if any(others):
-        raise UsageError("example_inputs, inplace, as_graph and static_shapes are for PyTorch modules", where="fold")
+        what = "example_inputs, example_kwargs, inplace, as_graph and static_shapes are for PyTorch modules"
+        raise UsageError(what, where="fold")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bnfold.errors import MissingPackageError, ModelError, UsageError
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_kinds import FileKind, check_archive, kind_of
 from bnfold.frontends.torch_quiet import first_line
 from bnfold.importing import PATTERN, called, import_object
@@ -47,17 +48,18 @@ class TorchFile:
     module: nn.Module
     program: ExportedProgram | None = None
 
-    def inputs(self, shapes: Shapes) -> tuple[Any, ...]:
+    def inputs(self, shapes: Shapes) -> Arguments:
         """Example inputs of `shapes`; without any, those that came with the archive.
 
         Raises:
             UsageError: A shape is missing, or of no input.
         """
-        args, kwargs = self._examples(shapes)
-        if kwargs:
-            what = f"it takes {', '.join(kwargs)} by keyword"
-            raise UsageError(what, where=self.path, remedy="fold it into .onnx, or export it with positional inputs")
-        return args
+        from bnfold.frontends.torch_made_inputs import made_inputs  # noqa: PLC0415
+
+        brought = None if self.program is None else self.program.example_inputs
+        if brought and not shapes:
+            return Arguments(tuple(brought[0]), dict(brought[1]))
+        return made_inputs(self.module, shapes, self.path)
 
     def to_onnx(self, shapes: Shapes, *, verify: bool) -> ir.Model:
         """The model as ONNX with its BatchNorms kept.
@@ -72,12 +74,14 @@ class TorchFile:
             VerificationError: The exporter changed what it computes.
             MissingPackageError, ProviderError: onnxscript or onnxruntime is not installed, or cannot run the model.
         """
+        from bnfold.api_torch import check_initialised  # noqa: PLC0415
         from bnfold.exportcheck import check_export  # noqa: PLC0415
         from bnfold.frontends.onnx_files import in_memory  # noqa: PLC0415
 
+        check_initialised(self.module)
         exported = self._exported(shapes)
         if verify:
-            check_export(self.module, *self._examples(shapes), in_memory(exported), Path(self.path).name)
+            check_export(self.module, *self.inputs(shapes), in_memory(exported), Path(self.path).name)
         return exported
 
     def _exported(self, shapes: Shapes) -> ir.Model:
@@ -87,16 +91,8 @@ class TorchFile:
         if self.program is not None:
             return export.program_to_onnx(self.program, name)
         if self.kind is FileKind.TORCHSCRIPT:
-            return export.script_to_onnx(self.module, self.inputs(shapes), name)  # type: ignore[arg-type]
+            return export.script_to_onnx(self.module, self.inputs(shapes).args, name)  # type: ignore[arg-type]
         return export.module_to_onnx(self.module, self.inputs(shapes), name)
-
-    def _examples(self, shapes: Shapes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        from bnfold.frontends.torch_made_inputs import made_inputs  # noqa: PLC0415
-
-        brought = None if self.program is None else self.program.example_inputs
-        if brought and (brought[1] or not shapes):
-            return tuple(brought[0]), dict(brought[1])
-        return made_inputs(self.module, shapes, self.path), {}
 
 
 def open_torch(
@@ -138,23 +134,28 @@ def load_module(path: str | os.PathLike[str], *, model: Factory | None = None, t
     return open_torch(path, model=model, trust_pickle=trust_pickle).module
 
 
-def load_folded(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+def load_folded(module: nn.Module, path: str | os.PathLike[str], *, require_verified: bool = False) -> nn.Module:
     """Load the state dict of a folded module, which has no BatchNorms any more, into a new module of its class.
 
     Args:
         module: As its class builds it; it changes: BatchNorms that were folded give place to what is left of them.
         path: A `.pt` or `.safetensors` file of a folded module.
+        require_verified: Whether to refuse a file that does not say that its fold was verified.
 
     Returns:
         `module`, in eval mode.
 
     Raises:
         UsageError: The file holds no state dict.
-        ModelError: It is the state dict of another module; `module` may have changed.
+        ModelError: It is the state dict of another module, and `module` may have changed; or it was not verified.
     """
     from bnfold.frontends.torch_folded_state import load_folded_state  # noqa: PLC0415
+    from bnfold.frontends.torch_marks import demand_verified  # noqa: PLC0415
 
-    load_folded_state(module, _state(path), str(path))
+    state = _state(path)
+    if require_verified:
+        demand_verified(path, is_safetensors=kind_of(path) is FileKind.SAFETENSORS)
+    load_folded_state(module, state, str(path))
     return module.eval()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.calibrating import Calibration, Choice
+from bnfold.frontends.torch_marks import folded
 from bnfold.selecting import selection
 from bnfold.torch_outputs import GRAPHS, check_output
 from bnfold.torch_recalibrated import recalibrated
@@ -56,7 +57,7 @@ def fold_file(  # noqa: PLR0913, PLR0917
         UsageError: The output cannot be made of this kind of file, or an input has no shape.
         ModelError, VerificationError, MachineError: As `bnfold.fold`.
     """
-    from bnfold.api_torch import fold_module  # noqa: PLC0415
+    from bnfold.api_torch import check_initialised, fold_module  # noqa: PLC0415
     from bnfold.api_torch_graph import fold_program, fold_to_program  # noqa: PLC0415
     from bnfold.frontends.torch_save import require_safetensors, save_program, save_state  # noqa: PLC0415
 
@@ -72,9 +73,15 @@ def fold_file(  # noqa: PLR0913, PLR0917
             program, report = fold_program(file.program, inputs, settings, proof, name=name)
         else:
             program, report = fold_to_program(file.module, inputs, settings, proof)
-        return replace(report, model=name), partial(save_program, program, output)
+        return replace(report, model=name), partial(save_program, program, output, _marks(report))
+    check_initialised(file.module)  # what has no shape cannot be written
     result = fold_module(file.module, inputs, settings.wanted, proof, inplace=False)
-    return replace(result.report, model=name), partial(save_state, result.module, output)
+    return replace(result.report, model=name), partial(save_state, result.module, output, _marks(result.report))
+
+
+def _marks(report: Report) -> dict[str, str]:
+    """What the file says of itself."""
+    return folded(() if report.verification is None else report.verification.providers)
 
 
 def inspect_file(file: TorchFile, output: str, shapes: Shapes, settings: GraphSettings) -> Report:

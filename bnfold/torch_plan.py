@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bnfold.changes import Fold
 from bnfold.decision import Decision, Folded, Kept, Reason, Refusal
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import ModelError
 from bnfold.folding import FoldPlan, plan
+from bnfold.frontends.torch_arguments import Arguments, missing_inputs
 from bnfold.frontends.torch_capture import capture
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_guess import differs_elsewhere, made_up_inputs
@@ -40,7 +41,7 @@ class Planned:
 
     parts: tuple[tuple[TorchGraph, FoldPlan], ...]
     decisions: tuple[Decision, ...]
-    inputs: tuple[Any, ...]
+    inputs: Arguments
     notes: tuple[str, ...]
     paths: tuple[tuple[bool, ...], ...] = ()
 
@@ -50,7 +51,7 @@ class Planned:
             write(target, graph, made)
 
 
-def plan_module(module: nn.Module, inputs: tuple[Any, ...] | None, wanted: Callable[[str], bool]) -> Planned:
+def plan_module(module: nn.Module, inputs: Arguments | None, wanted: Callable[[str], bool]) -> Planned:
     """Plan for the module as a whole, or for its parts.
 
     Raises:
@@ -72,32 +73,26 @@ def _of_guess(module: nn.Module, wanted: Callable[[str], bool]) -> Planned:
     """For inputs of all kinds that the module's layers tell of."""
     kinds = made_up_inputs(module)
     if not kinds:
-        raise _no_inputs("what its layers tell is not enough to make them up")
+        raise missing_inputs("what its layers tell is not enough to make them up")
     try:
         captures = tuple(capture(module, inputs) for inputs in kinds)
     except ModelError as error:
-        raise _no_inputs(
-            "it cannot be captured whole, and what it does is observed on inputs of yours alone"
-        ) from error
+        why = "it cannot be captured whole, and what it does is observed on inputs of yours alone"
+        raise missing_inputs(why) from error
     for captured in captures:
         if elsewhere := differs_elsewhere(module, captured):
-            raise _no_inputs(f"it may do something else for {elsewhere}")
+            raise missing_inputs(f"it may do something else for {elsewhere}")
     graph, made, decisions = _agreed(module, Part("", captures), wanted)
-    shapes = dict.fromkeys(", ".join(f"{_plain(t.dtype)} {tuple(t.shape)}" for t in inputs) for inputs in kinds)
+    shapes = dict.fromkeys(", ".join(f"{_plain(t.dtype)} {tuple(t.shape)}" for t in inputs.args) for inputs in kinds)
     notes = (f"example_inputs were made up: {' or '.join(shapes)}", *(n for c in captures for n in limits(c)))
     return Planned(((graph, made),), decisions, captures[0].inputs, tuple(dict.fromkeys(notes)))
-
-
-def _no_inputs(why: str) -> UsageError:
-    what = f"a PyTorch module needs example_inputs, the tuple of what its forward pass takes: {why}"
-    return UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
 
 
 def _plain(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _of_parts(module: nn.Module, inputs: tuple[Any, ...], wanted: Callable[[str], bool], why: str) -> Planned:
+def _of_parts(module: nn.Module, inputs: Arguments, wanted: Callable[[str], bool], why: str) -> Planned:
     seen = observe(module, inputs)
     found = find_parts(module, seen, why)
     placed: list[tuple[int, Decision]] = []

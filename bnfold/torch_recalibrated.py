@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bnfold.calibrating import Calibration, Choice, calibrated
 from bnfold.checking import Proof
+from bnfold.frontends import torch_marks as marks
 from bnfold.frontends.onnx_files import save
 from bnfold.frontends.torch_kinds import FileKind
 from bnfold.recalibrating import recorded
@@ -111,11 +112,11 @@ def _writer(file: TorchFile, output: str | os.PathLike[str], shapes: Shapes, cho
     suffix = Path(output).suffix.lower()
     if suffix in GRAPHS:
         return _graph_writer(file, output, shapes, choice)
-    from bnfold.frontends.torch_save import RECALIBRATED, require_safetensors, save_state  # noqa: PLC0415
+    from bnfold.frontends.torch_save import require_safetensors, save_state  # noqa: PLC0415
 
     if suffix == ".safetensors":
         require_safetensors(output)
-    return _Writer(lambda fresh: save_state(fresh.module, output, RECALIBRATED))
+    return _Writer(lambda fresh: save_state(fresh.module, output, marks.recalibrated()))
 
 
 def _graph_writer(file: TorchFile, output: str | os.PathLike[str], shapes: Shapes, choice: Choice) -> _Writer:
@@ -131,7 +132,7 @@ def _graph_writer(file: TorchFile, output: str | os.PathLike[str], shapes: Shape
             program = with_tensors(captured.program, fresh.module)
             proof = Proof(progress=choice.progress, remedy="write .pt, which needs no graph, or give other sizes")
             check_capture(fresh.module, captured_program(program, captured.inputs), proof, Path(fresh.path).name)
-        save_program(program, output)
+        save_program(program, output, marks.recalibrated())
 
     if file.program is not None:
         return _Writer(write)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnfold.comparison import UNIT_ROUNDOFF
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import copied, grown
 from bnfold.frontends.torch_decisions import forced
 
@@ -27,7 +28,7 @@ class Stored(np.ndarray[Any, Any]):
     dtype_name = "float64"
 
 
-def samples(module: nn.Module, inputs: tuple[Any, ...], seed: int, notes: list[str]) -> Iterator[tuple[Any, ...]]:
+def samples(module: nn.Module, inputs: Arguments, seed: int, notes: list[str]) -> Iterator[Arguments]:
     """The example's sizes, and another size of image where the module takes it."""
     yield drawn(inputs, seed)
     larger = grown(module, inputs)
@@ -37,7 +38,7 @@ def samples(module: nn.Module, inputs: tuple[Any, ...], seed: int, notes: list[s
         notes.append("The module takes no other sizes than the example's.")
 
 
-def drawn(inputs: Any, seed: int) -> Any:
+def drawn(inputs: Arguments, seed: int) -> Arguments:
     """The same with standard normal numbers in the place of every floating-point one."""
     import torch  # noqa: PLC0415
     from torch.utils import _pytree  # noqa: PLC0415
@@ -51,10 +52,11 @@ def drawn(inputs: Any, seed: int) -> Any:
         fresh = torch.empty_like(leaf, memory_format=torch.preserve_format, requires_grad=False)
         return fresh.copy_(numbers)
 
-    return _pytree.tree_map(draw, inputs)
+    found: Arguments = _pytree.tree_map(draw, inputs)
+    return found
 
 
-def cast(inputs: Any) -> Any:
+def cast(inputs: Arguments) -> Arguments:
     """The same in float64."""
     import torch  # noqa: PLC0415
     from torch.utils import _pytree  # noqa: PLC0415
@@ -62,10 +64,11 @@ def cast(inputs: Any) -> Any:
     def widen(leaf: Any) -> Any:
         return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
 
-    return _pytree.tree_map(widen, inputs)
+    found: Arguments = _pytree.tree_map(widen, inputs)
+    return found
 
 
-def moved(inputs: Any) -> Any:
+def moved(inputs: Arguments) -> Arguments:
     """Every second number larger by 64 roundings, in float64."""
     import torch  # noqa: PLC0415
     from torch.utils import _pytree  # noqa: PLC0415
@@ -76,7 +79,8 @@ def moved(inputs: Any) -> Any:
         signs = 1 - 2 * (torch.arange(leaf.numel(), device=leaf.device) % 2).reshape(leaf.shape)
         return leaf * (1 + ROUNDINGS * UNIT_ROUNDOFF["float64"] * signs)
 
-    return _pytree.tree_map(nudge, inputs)
+    found: Arguments = _pytree.tree_map(nudge, inputs)
+    return found
 
 
 def tensors(inputs: Any) -> list[Any]:
@@ -89,7 +93,7 @@ def tensors(inputs: Any) -> list[Any]:
 
 def run(
     module: nn.Module,
-    inputs: Any,
+    inputs: Arguments,
     seed: int,
     landmarks: Mapping[str, str] = MappingProxyType({}),
     path: tuple[bool, ...] | None = None,
@@ -112,12 +116,12 @@ def run(
         running.get_submodule(name).register_forward_hook(
             lambda _m, _i, out, name=name: seen.__setitem__(name, arrays(out))
         )
-    sample = _pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
+    sample: Arguments = _pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
     with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         with nullcontext() if path is None else forced(path):
-            outputs = running(*sample)
+            outputs = sample.call(running)
         return arrays(outputs), seen
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from bnfold.api_torch import check_ready
-from bnfold.errors import UsageError
+from bnfold.api_torch import check_initialised, check_mode
 from bnfold.frontends.onnx_files import in_memory
+from bnfold.frontends.torch_arguments import Arguments, demanded
 from bnfold.frontends.torch_guess import made_up_inputs
 from bnfold.torch_compared import Other, check_other, model_as_other, module_as_other
 from bnfold.torch_dispatch import is_module
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def verify_module(  # noqa: PLR0913
     before: nn.Module,
     after: nn.Module | ir.Model,
-    inputs: tuple[Any, ...] | None,
+    inputs: Arguments | None,
     *,
     providers: tuple[str, ...] = ("cpu",),
     seed: int = 0,
@@ -42,14 +42,9 @@ def verify_module(  # noqa: PLR0913
         ModelError: A module is in training mode, or the original does not run on the inputs.
         MissingPackageError, ProviderError: onnxruntime, or a provider, is not there.
     """
-    check_ready(before)
-    if inputs is not None and not isinstance(inputs, tuple):
-        what = f"the inputs of a PyTorch module are a tuple, not a {type(inputs).__name__}"
-        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
-    given = inputs if inputs is not None else next(iter(made_up_inputs(before)), None)
-    if given is None:
-        what = "a PyTorch module needs example_inputs, the tuple of what its forward pass takes"
-        raise UsageError(what, where="example_inputs", remedy="example_inputs=(torch.randn(2, 3, 224, 224),)")
+    check_mode(before)
+    check_initialised(before)
+    given = demanded(inputs if inputs is not None else next(iter(made_up_inputs(before)), None))
     checks = []
     for other in _others(after, providers, seed):
         if progress:
@@ -60,7 +55,8 @@ def verify_module(  # noqa: PLR0913
 
 def _others(after: nn.Module | ir.Model, providers: tuple[str, ...], seed: int) -> Iterator[Other]:
     if is_module(after):
-        check_ready(after)
+        check_mode(after)
+        check_initialised(after)
         yield module_as_other(after, seed)
         return
     model = in_memory(cast("ir.Model", after))

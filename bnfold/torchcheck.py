@@ -16,6 +16,7 @@ import numpy as np
 
 from bnfold.affine import Float64Array
 from bnfold.comparison import UNIT_ROUNDOFF, TensorComparison
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import in_float64
 from bnfold.interfaces import failure
 from bnfold.quickcheck import QuickCheck
@@ -42,7 +43,7 @@ _ALIVE = 1e-6
 
 def torch_check(  # noqa: PLR0913
     modules: tuple[nn.Module, nn.Module, nn.Module],
-    inputs: tuple[Any, ...],
+    inputs: Arguments,
     landmarks: Mapping[str, str],
     *,
     reference: nn.Module | None = None,

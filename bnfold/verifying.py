@@ -24,6 +24,7 @@ def verify(
     after: nn.Module | ModelLike,
     *,
     example_inputs: tuple[Any, ...] | None = ...,
+    example_kwargs: Mapping[str, Any] | None = ...,
     providers: Sequence[str] = ...,
     seed: int = ...,
     progress: Progress | None = ...,
@@ -53,6 +54,7 @@ def verify(  # noqa: PLR0913
     after: ModelLike | nn.Module,
     *,
     example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     providers: Sequence[str] = ("cpu",),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     inputs: InputsLike | None = None,
@@ -69,16 +71,18 @@ def verify(  # noqa: PLR0913
     Then their outputs as they are deployed, with the runtime's own optimiser, unless `deployed` says not to.
 
     A PyTorch module is compared with another one, or with an ONNX model of it, by their outputs in order: on the given
-    `example_inputs`, numbers of their shapes, and other sizes. Args and errors as `fold`; a difference is no error here
-    but in the result.
+    `example_inputs` and `example_kwargs`, numbers of their shapes, and other sizes. Args and errors as `fold`; a
+    difference is no error here but in the result.
     """
     wishes = Wishes(inputs, oracle, metric, metric_output, deployed=deployed)
     if is_module(before) or is_module(after):
         loaded = after if is_module(after) else opened(cast("ModelLike", after))[0]
-        return verify_torch(before, loaded, example_inputs, (shapes, data is not None, wishes, not deployed),
+        example = example_inputs, example_kwargs
+        return verify_torch(before, loaded, example, (shapes, data is not None, wishes, not deployed),
                             providers=each_provider(providers), seed=seed, progress=progress)  # fmt: skip
-    if example_inputs is not None:
-        raise UsageError("example_inputs are for PyTorch modules", where="verify", remedy="data=... is for ONNX models")
+    if example_inputs is not None or example_kwargs is not None:
+        what = "example_inputs and example_kwargs are for PyTorch modules"
+        raise UsageError(what, where="verify", remedy="data=... is for ONNX models")
     old, new = (opened(cast("ModelLike", model))[0] for model in (before, after))
     check = prepare_check(old, Where(providers, shapes, seed), data, wishes, progress)
     return Verification((), check.quick(old, new))

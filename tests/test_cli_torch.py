@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 import torch_file_models as models
 from cli_run import MODEL, Run, assert_one_sentence, batchnorms, names
@@ -34,7 +35,7 @@ def state(folder: Path) -> Path:
 
 
 def safe(folder: Path) -> Path:
-    pytest.importorskip("safetensors.torch").save_file(models.live().state_dict(), folder / "net.safetensors")
+    safetensors.torch.save_file(models.live().state_dict(), folder / "net.safetensors")
     return folder / "net.safetensors"
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 import torch_file_models as models
 from cli_run import MODEL, Run, assert_one_sentence, batchnorms, names
@@ -78,9 +80,7 @@ def loaded(path: Path) -> nn.Module:
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
     module = models.net()
-    tensors = (
-        pytest.importorskip("safetensors.torch").load_file(path) if path.suffix == ".safetensors" else torch.load(path)
-    )
+    tensors = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else torch.load(path)
     module.load_state_dict(tensors, strict=True)
     return module.eval()
 
@@ -127,7 +127,7 @@ def test_modules_become_state_dicts_of_their_class(  # noqa: PLR0917
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert set(before) - same == {f"{path}.running_{which}" for path in ORDER for which in ("mean", "var")}
     if suffix == ".safetensors":
-        with pytest.importorskip("safetensors").safe_open(output, "pt") as file:
+        with safetensors.safe_open(output, "pt") as file:
             assert file.metadata()["bnfold"] == "recalibrated by bnfold"
 
 

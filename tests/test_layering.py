@@ -69,8 +69,7 @@ TABLE = {
         6,
         "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking fold_result history "
         "model_size models notes observing processes recalibrating recalibrating_torch reproduction selecting "
-        "torch_culprit "
-        "torch_dispatch torch_files torch_folds torch_outputs torch_plan torch_recalibrated torch_result "
+        "torch_culprit torch_dispatch torch_files torch_folds torch_outputs torch_plan torch_recalibrated torch_result "
         "torch_file_verify torch_verify unfolding verifying",
         "values arrays graph carriers frontends machine engine checks report",
         "numpy onnx onnx_ir torch",
@@ -112,9 +111,13 @@ EXCEPTIONS = {
     },
     "localsizes": {"folding", "regions", "frontends.onnx_scopes", "frontends.onnx_shapes"},  # regions, shapes in them
     "report.recalibration_report": {"footprint", "recalibration"},  # as verification, the result of which is a check
-    "torchcheck": {"frontends.torch_capture"},  # a copy in float64
-    "torch_compared": {"frontends.torch_capture"},  # a copy in float64
-    "torch_running": {"frontends.torch_capture", "frontends.torch_decisions"},  # other sizes, forced decisions
+    "torchcheck": {"frontends.torch_arguments", "frontends.torch_capture"},  # a copy in float64
+    "torch_compared": {"frontends.torch_arguments", "frontends.torch_capture"},  # a copy in float64
+    "torch_running": {
+        "frontends.torch_arguments",
+        "frontends.torch_capture",
+        "frontends.torch_decisions",
+    },  # other sizes
     "oracle": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
     "deploying": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
 }

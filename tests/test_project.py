@@ -30,18 +30,18 @@ PUBLIC = """
 
 SIGNATURES = {
     "benchmark": "before after providers shapes seed threads rounds inputs progress",
-    "fold": """model example_inputs as_graph static_shapes inplace calibrate only keep keep_overridable reduce merge
-        leftover simplify readers verify manifest providers shapes inputs seed data oracle metric
-        metric_output self_test deployed progress""",
-    "inspect": """model example_inputs as_graph static_shapes only keep keep_overridable reduce merge leftover simplify
-        readers shapes""",
-    "recalibrate": """model data example_inputs inplace method momentum bessel memory force unshare keep only processes
-        progress""",
+    "fold": """model example_inputs example_kwargs as_graph static_shapes inplace calibrate only keep
+        keep_overridable reduce merge leftover simplify readers verify manifest providers shapes inputs seed data
+        oracle metric metric_output self_test deployed progress""",
+    "inspect": """model example_inputs example_kwargs as_graph static_shapes only keep keep_overridable
+        reduce merge leftover simplify readers shapes""",
+    "recalibrate": """model data example_inputs example_kwargs inplace method momentum bessel memory force unshare keep
+        only processes progress""",
     "unfold": "model manifest only every",
-    "verify": """before after example_inputs providers shapes inputs seed data oracle metric metric_output
-        deployed progress""",
+    "verify": """before after example_inputs example_kwargs providers shapes inputs seed data oracle metric
+        metric_output deployed progress""",
     "load": "path",
-    "load_folded": "module path",
+    "load_folded": "module path require_verified",
     "load_module": "path model trust_pickle",
     "save": "model path",
 }

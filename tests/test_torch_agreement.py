@@ -17,6 +17,7 @@ from zoo.lively import batchnorms
 from bnfold.decision import Decision, Kept
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import capture
 from bnfold.frontends.torch_graph import TorchGraph
 
@@ -45,7 +46,7 @@ def planned_onnx(model: ir.Model) -> tuple[OnnxGraph, FoldPlan]:
 
 
 def planned_torch(module: nn.Module, x: Tensor) -> tuple[TorchGraph, FoldPlan]:
-    graph = TorchGraph(module, capture(module, (x,)))
+    graph = TorchGraph(module, capture(module, Arguments((x,), {})))
     return graph, plan(graph, merges=False)
 
 
@@ -108,7 +109,7 @@ def test_parallel_branches_are_folded_alike_where_nothing_is_merged() -> None:
 def test_where_everything_may_change_parallel_branches_are_merged_alike() -> None:
     module = alive(RepVgg()).float()
     onnx_graph = OnnxGraph(ir.from_proto(export_torchscript(module, sample(dtype=torch.float32))))
-    torch_graph = TorchGraph(None, capture(module, (sample(dtype=torch.float32),)))
+    torch_graph = TorchGraph(None, capture(module, Arguments((sample(dtype=torch.float32),), {})))
     expected = rows(plan(onnx_graph).decisions, onnx_names(onnx_graph))
     assert rows(plan(torch_graph).decisions, {}) == expected
     assert [row[2] for row in expected].count("merge") == 1

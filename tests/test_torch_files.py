@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch_file_models as models
 from torch import nn
@@ -21,8 +22,6 @@ from bnfold.errors import BnfoldError, MissingPackageError, ModelError, UsageErr
 from bnfold.frontends.torch_kinds import FileKind, kind_of
 from bnfold.frontends.torch_made_inputs import made_inputs
 from bnfold.frontends.torch_save import save_state
-
-safetensors = pytest.importorskip("safetensors.torch")
 
 NET = "torch_file_models:net"
 
@@ -40,7 +39,7 @@ def saved(folder: Path, value: object, name: str = "model.pt", **options: Any) -
 
 
 def safe(folder: Path, module: nn.Module) -> Path:
-    safetensors.save_file(module.state_dict(), folder / "model.safetensors")
+    safetensors.torch.save_file(module.state_dict(), folder / "model.safetensors")
     return folder / "model.safetensors"
 
 
@@ -185,7 +184,7 @@ class Tied(nn.Module):
 
 def test_a_tied_weight_that_safetensors_left_out_is_there(tmp_path: Path) -> None:
     tied = Tied()
-    safetensors.save_model(tied, str(tmp_path / "tied.safetensors"))
+    safetensors.torch.save_model(tied, str(tmp_path / "tied.safetensors"))
     loaded = bnfold.load_module(tmp_path / "tied.safetensors", model=Tied)
     assert torch.equal(loaded.second.weight, tied.second.weight)
 
@@ -307,7 +306,7 @@ def test_torchscript_that_writes_files_is_not_loaded(tmp_path: Path, kind: type[
 def test_a_folded_state_dict_comes_back_into_a_new_module(tmp_path: Path, suffix: str) -> None:
     module, x = models.live(torch.float64), models.sample(torch.float64)
     folded = bnfold.fold(module, example_inputs=(x,)).module
-    save_state(folded, tmp_path / f"fused{suffix}")
+    save_state(folded, tmp_path / f"fused{suffix}", {})
     loaded = bnfold.load_folded(models.net().double(), tmp_path / f"fused{suffix}")
     assert not loaded.training
     assert isinstance(loaded.bn, nn.Identity)
@@ -341,10 +340,10 @@ def test_torchscript_is_no_folded_state_dict(tmp_path: Path) -> None:
 
 
 def test_inputs_have_the_given_shapes_and_the_dtype_of_the_parameters(tmp_path: Path) -> None:
-    image, side = made_inputs(models.pair().half(), {"side": (2, 5), "image": (2, 3, 6, 6)}, "x")
+    image, side = made_inputs(models.pair().half(), {"side": (2, 5), "image": (2, 3, 6, 6)}, "x").args
     assert (image.shape, side.shape) == ((2, 3, 6, 6), (2, 5))
     assert {image.dtype, side.dtype} == {torch.float16}
-    assert made_inputs(nn.ReLU(), {"input": (2,)}, "x")[0].dtype == torch.float32
+    assert made_inputs(nn.ReLU(), {"input": (2,)}, "x").args[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize(

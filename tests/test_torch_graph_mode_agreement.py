@@ -21,6 +21,7 @@ from zoo.vision import timm_network, torchvision_network
 import bnfold
 from bnfold.folding import plan
 from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import capture_graph
 from bnfold.frontends.torch_graph import TorchGraph
 
@@ -33,7 +34,7 @@ def assert_agree(module: nn.Module, x: Tensor, **options: Any) -> tuple[TorchGra
     for norm in batchnorms(module):
         norm.eps = float(np.float32(norm.eps))  # as the exporter writes it: 1e-5 becomes 9.99999975e-6
     onnx_graph = OnnxGraph(ir.from_proto(export_torchscript(module, x)))
-    torch_graph = TorchGraph(None, capture_graph(module, (x,), static_shapes=False))
+    torch_graph = TorchGraph(None, capture_graph(module, Arguments((x,), {}), static_shapes=False))
     expected, made = plan(onnx_graph, **options), plan(torch_graph, **options)
     assert rows(made.decisions, {}) == rows(expected.decisions, onnx_names(onnx_graph))
     ours = {site.weight: index for index, site in torch_graph.linears.items()}

@@ -16,6 +16,7 @@ from zoo.functional import Net, conv
 import bnfold
 from bnfold.decision import Folded, Reason, Reduced
 from bnfold.folding import plan
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import capture_graph, captured_program
 from bnfold.frontends.torch_graph import TorchGraph
 
@@ -151,7 +152,7 @@ def test_convolutions_in_a_row_become_one(first: nn.Module, second: nn.Module, e
 
 def test_an_operator_whose_size_is_asked_for_keeps_its_place() -> None:
     net = alive(Net(lambda s, x: functional.interpolate(s.b(s.a(x)), x.shape[2:]), a=nn.Conv2d(3, 5, 1), b=conv(5, 4)))
-    captured = capture_graph(net, (sample(),), static_shapes=False)
+    captured = capture_graph(net, Arguments((sample(),), {}), static_shapes=False)
     assert len(plan(TorchGraph(None, captured)).merges) == 1
     first = next(node for node in captured.nodes if "conv2d" in node.name)
     for size in [node for node in captured.nodes if "sym_size" in node.name]:
@@ -159,6 +160,21 @@ def test_an_operator_whose_size_is_asked_for_keeps_its_place() -> None:
         first.append(size)
     captured = captured_program(captured.program, captured.inputs)
     assert not plan(TorchGraph(None, captured)).merges
+
+
+@pytest.mark.parametrize(("shape_of", "convolutions"), [("reshape_as", 3), ("view_as", 3), (None, 2)])
+def test_convolutions_in_a_row_stay_apart_where_the_shape_between_them_is_read(
+    shape_of: str | None, convolutions: int
+) -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        between, other = s.a(x), s.c(x).flatten(1).sigmoid()
+        shaped = other if shape_of is None else getattr(other, shape_of)(between).flatten(1)
+        found: Tensor = s.bn(s.b(between)).flatten(1).mean(1, keepdim=True) * shaped
+        return found
+
+    net = alive(Net(forward, a=nn.Conv2d(3, 4, 1), b=conv(4, 5), bn=nn.BatchNorm2d(5), c=nn.Conv2d(3, 4, 1)))
+    result = fold_graph(net)
+    assert (operators(result).count("conv2d"), len(result.report.folded)) == (convolutions, 1)
 
 
 def test_layers_in_a_row_become_one() -> None:

@@ -18,6 +18,7 @@ from bnfold.checking import Proof
 from bnfold.decision import Reason
 from bnfold.errors import VerificationError
 from bnfold.frontends import torch_guards, torch_program_constants
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_graph_module import as_module
 from bnfold.frontends.torch_wide import widened
 
@@ -42,7 +43,7 @@ def test_a_program_is_folded_and_stays_as_it_is() -> None:
     net = alive(RepVgg())
     program = exported(net, sample())
     code, state = str(program.graph), {name: t.clone() for name, t in program.state_dict.items()}
-    folded, report = fold_program(program, (sample(),), GraphSettings(), Proof())
+    folded, report = fold_program(program, Arguments((sample(),), {}), GraphSettings(), Proof())
     assert str(program.graph) == code
     assert all(torch.equal(state[name], t) for name, t in program.state_dict.items())
     shared = {t.data_ptr() for t in program.state_dict.values()} & {t.data_ptr() for t in folded.state_dict.values()}
@@ -55,7 +56,7 @@ def test_a_program_is_folded_and_stays_as_it_is() -> None:
 
 def test_a_folded_program_can_be_saved_and_loaded() -> None:
     net = alive(RepVgg())
-    folded, _ = fold_program(exported(net, sample()), (sample(),), GraphSettings(), Proof(verify=False))
+    folded, _ = fold_program(exported(net, sample()), Arguments((sample(),), {}), GraphSettings(), Proof(verify=False))
     file = io.BytesIO()
     torch.export.save(folded, file)
     file.seek(0)
@@ -63,7 +64,7 @@ def test_a_folded_program_can_be_saved_and_loaded() -> None:
     assert set(loaded.state_dict) == {"stem.0.weight", "stem.0.bias", "wide.0.weight", "wide.0.bias", "head.weight",
                                       "head.bias"}  # fmt: skip
     assert_close(net, loaded.module(), sample(3, 3, 12, 10))
-    again, report = fold_program(loaded, (sample(),), GraphSettings(), Proof())
+    again, report = fold_program(loaded, Arguments((sample(),), {}), GraphSettings(), Proof())
     assert not report.decisions
     assert_close(net, again.module(), sample(3, 3, 12, 10))
 
@@ -72,7 +73,7 @@ def test_a_program_of_core_operators_is_folded() -> None:
     norms = nn.BatchNorm2d(4), nn.Sigmoid(), nn.BatchNorm2d(4), nn.AvgPool2d(2), nn.BatchNorm2d(4)
     net = alive(nn.Sequential(conv(), *norms, nn.Tanh()))
     program = exported(net, sample(2, 3, 8, 8)).run_decompositions()
-    folded, report = fold_program(program, (sample(2, 3, 8, 8),), GraphSettings(), Proof())
+    folded, report = fold_program(program, Arguments((sample(2, 3, 8, 8),), {}), GraphSettings(), Proof())
     kinds = [str(node.target) for node in folded.graph.nodes if node.op == "call_function"]
     assert len(report.folded) == 2
     assert sum("batch_norm" in kind for kind in kinds) == 1
@@ -87,7 +88,7 @@ def test_a_batchnorm_whose_statistics_are_read_stays() -> None:
         return out * 2 + mean.sum()
 
     program = exported(alive(Net(forward, conv=conv(), bn=nn.BatchNorm2d(4))), sample())
-    _, report = fold_program(program, (sample(),), GraphSettings(), Proof())
+    _, report = fold_program(program, Arguments((sample(),), {}), GraphSettings(), Proof())
     assert [kept.refusals[0].reason for kept in report.kept] == [Reason.VALUE_HAS_OTHER_READERS]
 
 
@@ -101,7 +102,7 @@ def test_a_wrong_number_in_a_program_is_named(monkeypatch: pytest.MonkeyPatch) -
     program = exported(alive(nn.Sequential(conv(), nn.BatchNorm2d(4))), sample())
     monkeypatch.setattr(torch_program_constants, "store", wrong)
     with pytest.raises(VerificationError, match=r"is 1$"):
-        fold_program(program, (sample(),), GraphSettings(), Proof())
+        fold_program(program, Arguments((sample(),), {}), GraphSettings(), Proof())
 
 
 def test_a_program_in_float64_computes_what_the_stored_numbers_say() -> None:
@@ -114,7 +115,7 @@ def test_what_a_parameter_holds_is_never_lost_to_a_name() -> None:
     net = Net(lambda s, x: s.bn(s.conv(x) + s.conv_bias), conv=conv(), bn=nn.BatchNorm2d(4))
     net.conv_bias = nn.Parameter(torch.linspace(-1, 1, 4, dtype=torch.float64).reshape(4, 1, 1))
     net = alive(net)
-    folded, _ = fold_program(exported(net, sample()), (sample(),), GraphSettings(), Proof())
+    folded, _ = fold_program(exported(net, sample()), Arguments((sample(),), {}), GraphSettings(), Proof())
     assert_close(net, folded.module(), sample(3, 3, 8, 8))
 
 

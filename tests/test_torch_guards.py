@@ -75,11 +75,6 @@ def test_a_module_in_training_mode_is_an_error() -> None:
         bnfold.fold(nn.Sequential(conv(), nn.BatchNorm2d(4)), example_inputs=(sample(),))
 
 
-def test_a_lazy_module_is_an_error() -> None:
-    with pytest.raises(ModelError, match="1: a lazy module has no parameters yet"):
-        bnfold.fold(nn.Sequential(conv(), nn.LazyBatchNorm2d()).eval(), example_inputs=(sample(),))
-
-
 @pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])
 def test_parametrised_weights_are_left_alone(wrap: Callable[[nn.Module], nn.Module]) -> None:
     net = alive(nn.Sequential(conv(), nn.BatchNorm2d(4)))

@@ -170,11 +170,13 @@ def test_wrong_arguments_are_clear_errors() -> None:
     net = pair()
     with pytest.raises(UsageError, match="verify: a PyTorch module is the first of the two; verify"):
         bnfold.verify(as_onnx(net), net)  # type: ignore[call-overload]
-    with pytest.raises(UsageError, match="takes example_inputs, providers, seed and progress, and nothing else"):
+    with pytest.raises(UsageError, match="example_inputs, example_kwargs, providers, seed and progress, and nothing"):
         bnfold.verify(net, net, shapes={"x": (1,)})  # type: ignore[call-overload]
-    with pytest.raises(UsageError, match="takes example_inputs, providers, seed and progress, and nothing else"):
+    with pytest.raises(
+        UsageError, match="takes example_inputs, example_kwargs, providers, seed and progress, and nothing"
+    ):
         bnfold.verify(net, net, example_inputs=(x(),), deployed=False)  # type: ignore[call-overload]
-    with pytest.raises(UsageError, match="verify: example_inputs are for PyTorch modules"):
+    with pytest.raises(UsageError, match="verify: example_inputs and example_kwargs are for PyTorch modules"):
         bnfold.verify(as_onnx(net), as_onnx(net), example_inputs=(x(),))  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="the inputs of a PyTorch module are a tuple, not a Tensor"):
         bnfold.verify(net, net, example_inputs=x())

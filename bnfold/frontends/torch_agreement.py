@@ -65,7 +65,7 @@ class Agreement:
 
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
-            return list(_pytree.tree_leaves(self._module(*self._inputs.arguments(batch))))
+            return list(_pytree.tree_leaves(self._inputs.arguments(batch).call(self._module)))
 
     def _run_graph(self, batch: Mapping[str, Any]) -> list[Any]:
         import torch  # noqa: PLC0415

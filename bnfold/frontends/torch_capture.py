@@ -7,7 +7,6 @@ the module runs with twice of it, is captured a second time, and what differs th
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,8 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import MissingPackageError, ModelError
+from bnfold.frontends.torch_arguments import Arguments
+from bnfold.frontends.torch_lazy import blanks, initialise
 from bnfold.frontends.torch_paths import absolute
 from bnfold.graph import Dim, Shape
 
@@ -44,10 +45,10 @@ class Captured:
     program: ExportedProgram
     nodes: tuple[Node, ...]
     shapes: Mapping[Node, Shape]
-    inputs: tuple[Any, ...]
+    inputs: Arguments
 
 
-def capture(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
+def capture(module: nn.Module, inputs: Arguments) -> Captured:
     """Export a copy of `module`: hooks and caches of modules keep what they see.
 
     Raises:
@@ -72,7 +73,7 @@ def capture(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
     return Captured(other.program, other.nodes, shapes, varied)
 
 
-def captured_once(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
+def captured_once(module: nn.Module, inputs: Arguments) -> Captured:
     """Export a copy of `module` with these inputs, no size of which is 1 if the module takes another.
 
     Raises:
@@ -83,7 +84,7 @@ def captured_once(module: nn.Module, inputs: tuple[Any, ...]) -> Captured:
     return captured_program(_export(module, inputs), inputs)
 
 
-def capture_graph(module: nn.Module, inputs: tuple[Any, ...], *, static_shapes: bool) -> Captured:
+def capture_graph(module: nn.Module, inputs: Arguments, *, static_shapes: bool) -> Captured:
     """Export a copy of `module` for a graph that takes its place, and that refuses what it does not hold for.
 
     Args:
@@ -99,7 +100,7 @@ def capture_graph(module: nn.Module, inputs: tuple[Any, ...], *, static_shapes: 
     return captured_program(_export(module, inputs, is_static=static_shapes), inputs)
 
 
-def captured_program(program: ExportedProgram, inputs: tuple[Any, ...]) -> Captured:
+def captured_program(program: ExportedProgram, inputs: Arguments) -> Captured:
     """A program that there is already, with inputs that it takes; its own sizes are proven."""
     nodes = tuple(program.graph.nodes)
     shapes = {node: shape for node in nodes if (shape := shape_of(node)) is not None}
@@ -142,8 +143,8 @@ def fixed(program: ExportedProgram) -> list[dict[int, int]]:
 
 
 def grown(
-    module: nn.Module, inputs: tuple[Any, ...], *, only: int | None = None, fixed: list[dict[int, int]] | None = None
-) -> tuple[Any, ...]:
+    module: nn.Module, inputs: Arguments, *, only: int | None = None, fixed: list[dict[int, int]] | None = None
+) -> Arguments:
     """`inputs` with sizes doubled (all, those equal to `only`, those in `fixed`) where the module runs with that."""
     from torch.utils import _pytree  # noqa: PLC0415
 
@@ -159,7 +160,8 @@ def grown(
             trial[place] = _doubled(leaves[place], axis)
             if runs(module, _pytree.tree_unflatten(trial, spec)):
                 leaves, changed = trial, True
-    return tuple(_pytree.tree_unflatten(leaves, spec)) if changed else inputs
+    grown: Arguments = _pytree.tree_unflatten(leaves, spec) if changed else inputs
+    return grown
 
 
 def _doubled(tensor: Any, axis: int) -> Any:
@@ -174,12 +176,13 @@ def _is_tensor(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor)
 
 
-def runs(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def runs(module: nn.Module, inputs: Arguments) -> bool:
     """Whether the module takes these inputs: on fake tensors first, then for good, as fakes take more."""
-    return _succeeds(lambda: _run_fake(copied(module), inputs)) and _succeeds(lambda: copied(module)(*inputs))
+    fakes = _succeeds(lambda: _run_fake(initialise(copied(module), inputs), inputs))
+    return fakes and _succeeds(lambda: inputs.call(copied(module)))
 
 
-def _run_fake(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _run_fake(module: nn.Module, inputs: Arguments) -> None:
     import torch  # noqa: PLC0415
     from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: PLC0415
     from torch.utils import _pytree  # noqa: PLC0415
@@ -190,7 +193,7 @@ def _run_fake(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     }
     sample = _pytree.tree_map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, inputs)
     with mode, suppress(DataDependentOutputException):  # fakes have no numbers to decide by
-        torch.func.functional_call(module, state, sample)
+        torch.func.functional_call(module, state, sample.args, sample.kwargs)
 
 
 def _succeeds(run: Callable[[], object]) -> bool:
@@ -204,7 +207,7 @@ def _succeeds(run: Callable[[], object]) -> bool:
     return True
 
 
-def _export(module: nn.Module, inputs: tuple[Any, ...], *, is_static: bool = False) -> ExportedProgram:
+def _export(module: nn.Module, inputs: Arguments, *, is_static: bool = False) -> ExportedProgram:
     import torch  # noqa: PLC0415
     from torch.utils import _pytree  # noqa: PLC0415
 
@@ -215,10 +218,14 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], *, is_static: bool = Fal
     def dynamic(leaf: Any) -> Any:
         return dict.fromkeys(range(leaf.ndim), auto) if isinstance(leaf, torch.Tensor) else None
 
-    shapes = None if is_static else _pytree.tree_map(dynamic, _as_parameters(module, inputs))
     with torch.no_grad(), silent(), redirect_stderr(StringIO()):  # on which torch writes what it has captured so far
         try:
-            program = torch.export.export(copied(module), inputs, dynamic_shapes=shapes, strict=False)
+            if inputs.has_any_keyword(module):
+                raise ValueError("what its **parameter takes has no place among the sizes that it describes")
+            shapes = None if is_static else _pytree.tree_map(dynamic, inputs.by_name(module))
+            program = torch.export.export(
+                initialise(copied(module), inputs), inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
+            )
             return absolute(program, module)
         except Exception as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -227,13 +234,6 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], *, is_static: bool = Fal
                 where=type(module).__name__,
                 remedy="check that module(*example_inputs) runs; without as_graph its parts are folded one by one",
             ) from error
-
-
-def _as_parameters(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`inputs` as torch.export wants to have their sizes described: those of a `*parameter` as one tuple."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    place = next((i for i, p in enumerate(parameters) if p.kind is inspect.Parameter.VAR_POSITIONAL), len(inputs))
-    return inputs if place >= len(inputs) else (*inputs[:place], inputs[place:])
 
 
 @contextmanager
@@ -266,7 +266,7 @@ def copied(module: nn.Module) -> nn.Module:
     }
     try:
         with silent():  # copies of what torch.export made warn of torch's own ways
-            return copy.deepcopy(module, computed)
+            return copy.deepcopy(module, computed | blanks(module))
     except Exception as error:
         raise ModelError(f"it cannot be copied: {error}", where=type(module).__name__) from error
 

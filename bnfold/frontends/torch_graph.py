@@ -24,6 +24,7 @@ from bnfold.frontends.torch_context import (
     path_of,
 )
 from bnfold.frontends.torch_fixed import fixed
+from bnfold.frontends.torch_lazy import not_there
 from bnfold.frontends.torch_modules import Modules
 from bnfold.frontends.torch_read_batchnorm import (
     BATCHNORMS,
@@ -64,10 +65,13 @@ class TorchGraph:
     def __init__(self, module: nn.Module | None, captured: Captured) -> None:
         nodes = captured.nodes
         modules = None if module is None else Modules(module)
-        plain = Context(captured.shapes, TorchConstants(captured.program, nodes, frozenset()), modules)
+        self._lazy: frozenset[Node] = frozenset()
+        if module is not None:
+            self._lazy = not_there(module, captured.program, nodes)
+        plain = Context(captured.shapes, TorchConstants(captured.program, nodes, self._lazy), modules)
         self._pairs = frozen_pairs(nodes, plain)
         self.aliases = self._find_aliases(nodes)
-        constants = TorchConstants(captured.program, nodes, self.aliases.written)
+        constants = TorchConstants(captured.program, nodes, self.aliases.written | self._lazy)
         self.context = Context(captured.shapes, constants, modules)
         self.operators: list[Operator] = []
         self.linears: dict[int, TorchLinear] = {}
@@ -155,7 +159,11 @@ class TorchGraph:
         self._append(node, view, what.inputs)
 
     def _read_batchnorm(self, node: Node) -> None:
-        what, place = (read_frozen if node in self._pairs else read_batchnorm)(node, self.context)
+        if self._is_lazy(node):
+            what: BatchNorm | Barrier = Barrier(Refusal(Reason.NOT_INITIALISED, name_of(node)), True, 0)
+            place = TorchBatchNorm(path_of(node), None)
+        else:
+            what, place = (read_frozen if node in self._pairs else read_batchnorm)(node, self.context)
         last = self._pairs.get(node, node)
         parts = _outputs(last)
         if isinstance(what, BatchNorm) and (parts[0] is None or any(part is not None for part in parts[1:])):
@@ -175,12 +183,21 @@ class TorchGraph:
 
     def _must_stay(self, node: Node) -> Barrier | None:
         """In a module tree what a hook or a script sees; in a graph what others see because it is written in place."""
+        if self._is_lazy(node):
+            return barrier(node, Reason.NOT_INITIALISED)
         if self.context.modules is None:
             unstable = node in self.aliases.writers or any(v in self.aliases.stale for v in inputs_of(node))
             detail = "it is written in place"
             return barrier(node, Reason.VALUE_HAS_OTHER_READERS, detail) if unstable else None
         why = self.context.modules.seen_by_others(path_of(node)) if path_of(node) else ""
         return Barrier(Refusal(Reason.MODULE_CANNOT_HOLD_IT, name_of(node), why)) if why else None
+
+    def _is_lazy(self, node: Node) -> bool:
+        """Whether it needs parameters that the module does not have yet, or is within a lazy module."""
+        modules = self.context.modules
+        if modules is None:
+            return False
+        return modules.not_initialised(path_of(node)) is not None or any(v in self._lazy for v in inputs_of(node))
 
     def _left(self, node: Node) -> Barrier | None:
         """What an earlier fold left of a BatchNorm."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import Captured, copied, runs
 from bnfold.frontends.torch_limits import ranges
 
@@ -31,7 +32,7 @@ _Form: TypeAlias = "tuple[int | None, ...]"
 _MOST_TRIED, _MOST_KINDS = 32, 6
 
 
-def made_up_inputs(module: nn.Module) -> list[tuple[Any, ...]]:
+def made_up_inputs(module: nn.Module) -> list[Arguments]:
     """Example inputs of every kind that the module takes; none where its layers do not tell."""
     parameters = _parameters(module)
     if not parameters:
@@ -42,7 +43,8 @@ def made_up_inputs(module: nn.Module) -> list[tuple[Any, ...]]:
     for forms in list(product(*choices))[:_MOST_TRIED]:
         whole = any(None in form for form in forms)
         for side in _SIDES if whole else _SIDES[:1]:
-            inputs = tuple(_tensor(module, reader, form, side) for reader, form in zip(readers, forms, strict=True))
+            tensors = (_tensor(module, reader, form, side) for reader, form in zip(readers, forms, strict=True))
+            inputs = Arguments(tuple(tensors), {})
             if runs(module, inputs):
                 found.append(inputs)
                 break
@@ -57,10 +59,11 @@ def differs_elsewhere(module: nn.Module, captured: Captured) -> str:
     for name, axis, lower, upper in ranges(captured):
         place = names.index(name)
         for size in ([lower - 1] if lower > 0 else []) + ([upper + 1] if upper is not None else []):
-            given = captured.inputs[place]
+            given = captured.inputs.args[place]
             shape = [size if i == axis else n for i, n in enumerate(given.shape)]
             trial = torch.zeros(shape, dtype=given.dtype, device=given.device)
-            if runs(module, (*captured.inputs[:place], trial, *captured.inputs[place + 1 :])):
+            others = captured.inputs.args
+            if runs(module, Arguments((*others[:place], trial, *others[place + 1 :]), {})):
                 return f"axis {axis} of {name} of size {size}"
     return ""
 
@@ -122,7 +125,7 @@ def _forms(module: nn.Module, reader: nn.Module) -> Iterator[_Form]:
             yield (2, channels, *[None] * (axes - 1), -1)
     elif isinstance(reader, nn.BatchNorm1d | nn.SyncBatchNorm) and channels:
         yield from ((2, channels), (2, channels, None), (2, channels, None, None))
-    elif isinstance(reader, nn.Linear):
+    elif isinstance(reader, nn.Linear) and reader.in_features:  # none while it is lazy
         yield (2, reader.in_features)
         lengths = [part.num_features for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
         for length in dict.fromkeys([_LENGTH, *lengths]):

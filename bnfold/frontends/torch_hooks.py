@@ -208,7 +208,7 @@ class _Runner:
             return watch(seen, given["input"])
 
         with guarded(type(self._module).__name__), torch.no_grad(), _catching(caught):
-            self._module(*self._inputs.arguments(batch))
+            self._inputs.arguments(batch).call(self._module)
         after = self._versions()
         for name in before.keys() | after.keys():
             if before.get(name) != after.get(name) and name not in mutable:

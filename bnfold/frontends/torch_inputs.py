@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_tensors import to_array, to_tensor
 from bnfold.graph import Dim, Shape
 
@@ -39,7 +40,7 @@ class ModuleInputs:
         """The example inputs as a batch of arrays."""
         return {name: to_array(tensor) for name, tensor in zip(self.names, self.examples, strict=True)}
 
-    def arguments(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+    def arguments(self, batch: Mapping[str, Any]) -> Arguments:
         """The arguments of the forward pass for a batch of arrays by name; tensors of their own."""
         from torch.utils import _pytree  # noqa: PLC0415
 
@@ -47,17 +48,18 @@ class ModuleInputs:
             [to_tensor(batch[name], like).clone() for name, like in zip(self.names, self.examples, strict=True)]
         )
         leaves = [next(fresh) if _is_tensor(leaf) else leaf for leaf in self.leaves]
-        return tuple(_pytree.tree_unflatten(leaves, self.tree))
+        found: Arguments = _pytree.tree_unflatten(leaves, self.tree)
+        return found
 
 
-def read_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> ModuleInputs:
+def read_inputs(module: nn.Module, inputs: Arguments) -> ModuleInputs:
     """The tensors among the example inputs."""
     from torch.utils import _pytree  # noqa: PLC0415
 
     found, tree = _pytree.tree_flatten_with_path(inputs)
     paths: list[tuple[Any, Any]] = list(found)
-    first = _parameters(module, len(inputs))
-    named = [("_".join([first[path[0].idx], *map(_key, path[1:])]), leaf) for path, leaf in paths]
+    first = _parameters(module, len(inputs.args))
+    named = [("_".join([_parameter(path[1], first), *map(_key, path[2:])]), leaf) for path, leaf in paths]
     tensors = [(name, leaf) for name, leaf in named if _is_tensor(leaf)]
     return ModuleInputs(
         tuple(name for name, _ in tensors),
@@ -89,6 +91,11 @@ def _parameters(module: nn.Module, count: int) -> Sequence[str]:
         elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             found.append(parameter.name)
     return [*found, *(f"input_{i}" for i in range(len(found), count))]
+
+
+def _parameter(part: Any, first: Sequence[str]) -> str:
+    """The name of the argument at a place among the arguments."""
+    return first[part.idx] if hasattr(part, "idx") else str(part.key)
 
 
 def _key(part: Any) -> str:

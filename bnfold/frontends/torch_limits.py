@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import Captured, fixed, grown, shape_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def fixed_sizes(module: nn.Module, captured: Captured) -> tuple[str, ...]:
     )
 
 
-def _leaves(inputs: tuple[Any, ...]) -> list[Any]:
+def _leaves(inputs: Arguments) -> list[Any]:
     import torch  # noqa: PLC0415
     from torch.utils import _pytree  # noqa: PLC0415
 

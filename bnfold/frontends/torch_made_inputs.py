@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import UsageError
+from bnfold.frontends.torch_arguments import Arguments
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,7 +18,7 @@ MISSING = object()
 _WRITE = "write it like --shape {}=1x3x224x224, with the sizes that the model takes"
 
 
-def made_inputs(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[Any, ...]:
+def made_inputs(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], where: str) -> Arguments:
     """What the forward pass of `module` takes, in its order.
 
     Args:
@@ -42,8 +43,11 @@ def made_inputs(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], where:
             raise UsageError(f"the shape of input {name!r} is not known", where=where, remedy=_WRITE.format(name))
     if not names:
         raise UsageError("its forward pass takes no named inputs", where=where, remedy="export it to .pt2 or ONNX")
-    last = max(names.index(name) for name in shapes)
-    return tuple(_made(module, shapes[name]) if name in shapes else defaults[name] for name in names[: last + 1])
+    keyword = keyword_only(module)
+    made = {name: _made(module, shape) for name, shape in shapes.items()}
+    last = max((names.index(name) for name in shapes if name not in keyword), default=-1)
+    args = tuple(made.get(name, defaults[name]) for name in names[: last + 1])
+    return Arguments(args, {name: made[name] for name in names if name in made and name in keyword})
 
 
 def _made(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
@@ -55,11 +59,20 @@ def _made(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
 
 
 def parameters_of(module: nn.Module) -> dict[str, Any]:
-    """The positional parameters of `forward` in their order, with their defaults or `MISSING`."""
+    """The parameters of `forward` in their order, with their defaults or `MISSING`; not `*args` and `**kwargs`."""
     schema = getattr(module.forward, "schema", None)  # of TorchScript
     if schema is not None:
         found = schema.arguments[1:]
         return {entry.name: entry.default_value if entry.has_default_value() else MISSING for entry in found}
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    entries = [entry for entry in inspect.signature(module.forward).parameters.values() if entry.kind in kinds]
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    entries = [entry for entry in inspect.signature(module.forward).parameters.values() if entry.kind not in kinds]
     return {entry.name: MISSING if entry.default is entry.empty else entry.default for entry in entries}
+
+
+def keyword_only(module: nn.Module) -> frozenset[str]:
+    """The parameters of `forward` that are given by name alone."""
+    schema = getattr(module.forward, "schema", None)  # of TorchScript
+    if schema is not None:
+        return frozenset(entry.name for entry in schema.arguments if entry.kwarg_only)
+    entries = inspect.signature(module.forward).parameters.values()
+    return frozenset(entry.name for entry in entries if entry.kind is entry.KEYWORD_ONLY)

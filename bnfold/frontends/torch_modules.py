@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bnfold.frontends.torch_constants import inputs_of
+from bnfold.frontends.torch_lazy import lazy_modules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,13 +26,16 @@ class Modules:
         root: The user's module.
         paths: The names of each module, by its identity.
         tensors: The names of each tensor, by its memory.
+        lazy: The paths of modules that were not run yet.
     """
 
     root: nn.Module
     paths: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
     tensors: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
+    lazy: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.lazy.update(lazy_modules(self.root))
         for path, part in self.root.named_modules(remove_duplicate=False):
             self.paths[id(part)].append(path)
             for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
@@ -53,6 +57,12 @@ class Modules:
         if len(names) > 1:
             return f"the module has {len(names)} names: {' and '.join(names)}"
         return self.seen_by_others(path)
+
+    def not_initialised(self, path: str) -> str | None:
+        """The lazy module at `path` or around it that was not run yet; None if there is none."""
+        pieces = path.split(".") if path else []
+        above = (".".join(pieces[:length]) for length in range(len(pieces) + 1))
+        return next((upper for upper in above if upper in self.lazy), None)
 
     def seen_by_others(self, path: str) -> str:
         """What else than the forward pass sees the values within the module at `path`; empty if nothing does."""
@@ -79,7 +89,7 @@ def memory(tensor: Any) -> tuple[str, int]:
     """What two tensors have in common that share their memory."""
     try:
         return str(tensor.device), int(tensor.untyped_storage().data_ptr()) or id(tensor)
-    except (RuntimeError, NotImplementedError):  # a tensor without memory
+    except (RuntimeError, NotImplementedError, ValueError):  # a tensor without memory
         return str(tensor.device), id(tensor)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import ModelError
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import copied, silent
 from bnfold.frontends.torch_decisions import Decisions, Site, asks, intercepted
 from bnfold.frontends.torch_unseen import Coverage, Unseen, covering, unseen
@@ -74,7 +75,7 @@ class Observation:
         return unseen(self.coverage.get(path, {}), module.get_submodule(path), frozenset(names))
 
 
-def observe(module: nn.Module, inputs: tuple[Any, ...]) -> Observation:
+def observe(module: nn.Module, inputs: Arguments) -> Observation:
     """Run copies of `module` on the example inputs.
 
     Raises:
@@ -127,7 +128,7 @@ class _Run:
         for name, tensor in _tensors(module):
             self._owners.setdefault(id(tensor), []).append(self._first[name.rpartition(".")[0]])
 
-    def go(self, inputs: tuple[Any, ...], forced: tuple[bool, ...]) -> tuple[list[tuple[Site, bool]], Exception | None]:
+    def go(self, inputs: Arguments, forced: tuple[bool, ...]) -> tuple[list[tuple[Site, bool]], Exception | None]:
         """The decisions that were made, and what was raised."""
         import torch  # noqa: PLC0415
         from torch.utils import _pytree  # noqa: PLC0415
@@ -148,7 +149,7 @@ class _Run:
             self._stack = [""]
             try:
                 with intercepted(answer), covering(self._found.coverage, lambda: self._stack[-1]):
-                    self._module(*sample)
+                    sample.call(self._module)
             except Exception as error:  # the user's forward pass may raise anything
                 return decisions.made, error
         return decisions.made, None

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.decision import Kept, Reason, Refusal, Subject
 from bnfold.errors import ModelError
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import Captured, capture
+from bnfold.frontends.torch_lazy import is_lazy, lazy_modules
 from bnfold.frontends.torch_observed import Call, Observation
 from bnfold.frontends.torch_unseen import Unseen
 
@@ -71,6 +73,7 @@ class _Search:
         self._module, self._seen = module, seen
         self.found = Parts(places=dict(seen.order))
         self._unseen: dict[str, Unseen] = {}
+        self._lazy = lazy_modules(module)
         self._first: dict[int, str] = {}
         for path, part in module.named_modules(remove_duplicate=False):
             self._first.setdefault(id(part), path)
@@ -97,7 +100,9 @@ class _Search:
         if _is_batchnorm(part):
             reached = path in self._seen.calls
             alone = (self._against(path, part) or because) if reached else Refusal(Reason.NOT_REACHED)
-            if part.training or getattr(part, "running_mean", None) is None:
+            if path in self._lazy:
+                alone = Refusal(Reason.NOT_INITIALISED, path)
+            elif part.training or getattr(part, "running_mean", None) is None:
                 alone = Refusal(Reason.NORMALISES_BY_BATCH_STATISTICS, path)
             self._keep(path, path, type(part).__name__, _channels(part), alone)
             return
@@ -113,7 +118,7 @@ class _Search:
 
     def _captured(self, path: str, part: nn.Module) -> tuple[Captured, ...]:
         """One for each kind of call; raises ModelError where torch.export cannot capture one of them."""
-        return tuple(capture(held(part, path, call), (tensors_of(call),)) for call in self._seen.calls[path])
+        return tuple(capture(held(part, path, call), tensors_of(call)) for call in self._seen.calls[path])
 
     def _normalises(self, path: str, part: nn.Module) -> bool:
         inside = any(name == path or name.startswith(f"{path}.") for name in self._seen.norms)
@@ -181,15 +186,15 @@ def held(part: nn.Module, path: str, call: Call) -> nn.Module:
     return holder
 
 
-def tensors_of(call: Call) -> tuple[Any, ...]:
-    """Tensors of the sizes, types and devices of the call's; those of floating-point numbers hold zeros."""
+def tensors_of(call: Call) -> Arguments:
+    """What `held` takes: tensors of the sizes, types and devices of the call's; floating-point numbers are zeros."""
     import torch  # noqa: PLC0415
 
     found = []
     for leaf, kind in zip(call.leaves, call.kinds, strict=True):
         if isinstance(leaf, torch.Tensor):
             found.append(torch.zeros_like(leaf, device=kind[2]) if leaf.is_meta else leaf)
-    return tuple(found)
+    return Arguments((tuple(found),), {})
 
 
 def ends_of(refusal: Refusal, because: Refusal) -> Refusal:
@@ -225,7 +230,8 @@ def _is_script(part: nn.Module) -> bool:
 def _channels(norm: nn.Module) -> int:
     """How many channels a BatchNorm has; 0 where it does not tell."""
     mean = getattr(norm, "running_mean", None)
-    return int(getattr(norm, "num_features", 0) or (0 if mean is None else mean.numel()))
+    known = mean is not None and not is_lazy(mean)
+    return int(getattr(norm, "num_features", 0) or (mean.numel() if known else 0))  # type: ignore[union-attr]
 
 
 def _fixes_ranks(part: nn.Module) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.errors import MachineError
 from bnfold.frontends.onnx_files import save_whole
+from bnfold.frontends.torch_marks import in_archive, marked_state
 from bnfold.frontends.torch_quiet import first_line, silent
 from bnfold.frontends.torch_states import missing_safetensors
 
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-#: What a file that holds no code tells whoever opens it.
-FOLDED = "folded by bnfold: bnfold.load_folded(module, path) puts it into a new module of the same class"
-RECALIBRATED = "recalibrated by bnfold"
 
+def save_state(module: nn.Module, path: str | os.PathLike[str], marks: Mapping[str, str]) -> None:
+    """Write the state dict of `module`, as `torch.save` does or, if that is its suffix, as safetensors.
 
-def save_state(module: nn.Module, path: str | os.PathLike[str], note: str = FOLDED) -> None:
-    """Write the state dict of `module`, as `torch.save` does or, if that is its suffix, as safetensors with a note.
+    Args:
+        module: The module.
+        path: The file.
+        marks: What the file says of how it came about.
 
     Raises:
         UsageError, MachineError: As `onnx_files.save`.
@@ -31,12 +33,12 @@ def save_state(module: nn.Module, path: str | os.PathLike[str], note: str = FOLD
     import torch  # noqa: PLC0415
 
     if Path(path).suffix.lower() != ".safetensors":
-        _save(path, lambda draft: torch.save(module.state_dict(), draft))
+        _save(path, lambda draft: torch.save(marked_state(module, marks), draft))
         return
     require_safetensors(path)
     from safetensors.torch import save_model  # noqa: PLC0415
 
-    _save(path, lambda draft: save_model(module, str(draft), {"format": "pt", "bnfold": note}))
+    _save(path, lambda draft: save_model(module, str(draft), {"format": "pt", **marks}))
 
 
 def require_safetensors(path: str | os.PathLike[str]) -> None:
@@ -51,15 +53,15 @@ def require_safetensors(path: str | os.PathLike[str]) -> None:
         raise missing_safetensors(path) from error
 
 
-def save_program(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
-    """Write a torch.export archive.
+def save_program(program: ExportedProgram, path: str | os.PathLike[str], marks: Mapping[str, str]) -> None:
+    """Write a torch.export archive; arguments and errors as `save_state`.
 
     Raises:
         UsageError, MachineError: As `onnx_files.save`.
     """
     import torch  # noqa: PLC0415
 
-    _save(path, lambda draft: torch.export.save(program, draft))
+    _save(path, lambda draft: torch.export.save(program, draft, extra_files=in_archive(marks)))
 
 
 def _save(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:

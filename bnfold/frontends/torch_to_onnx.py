@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import MissingPackageError, ModelError
+from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import capture
 from bnfold.frontends.torch_made_inputs import parameters_of
 from bnfold.frontends.torch_quiet import first_line, silent
@@ -30,7 +31,7 @@ _LAYERS = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "Mat
 _SCRIPT_OPSET = 17
 
 
-def module_to_onnx(module: nn.Module, inputs: tuple[Any, ...], name: str) -> ir.Model:
+def module_to_onnx(module: nn.Module, inputs: Arguments, name: str) -> ir.Model:
     """`module`, captured as for a fold of itself: sizes that it leaves open stay open.
 
     Args:
