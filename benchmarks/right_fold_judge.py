@@ -175,7 +175,9 @@ def _ratio(truth: Array, before: Array, after: Array, u: float) -> float:
         return np.inf
     if not np.isfinite(truth).all() or truth.size == 0:
         return 0.0
-    was, now, scale = (_per_channel(v) for v in (before.astype(np.float64) - truth, after.astype(np.float64) - truth, truth))
+    was, now, scale = (
+        _per_channel(v) for v in (before.astype(np.float64) - truth, after.astype(np.float64) - truth, truth)
+    )
     scale = scale if scale.any() else np.ones_like(scale)
     allowed = FACTOR * np.maximum(was, np.median(was)) + ROUNDINGS * u * scale
     with np.errstate(all="ignore"):

@@ -1,6 +1,6 @@
 """What a model computes in float64, by torch: the truth that right folds are judged by, with none of bnfold's code.
 
-    y = op(x) for each node in turn, every stored number converted to float64 as it is.
+y = op(x) for each node in turn, every stored number converted to float64 as it is.
 """
 
 from __future__ import annotations
