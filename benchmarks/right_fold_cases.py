@@ -158,8 +158,8 @@ KINDS: Mapping[str, Kind] = {
     "large-epsilon": _nets("epsilons of 0.1 and 1", 40, epsilons=(0.1, 1.0)),
     "negative": _nets("all gammas negative", 30, negative=1),
     "zero": _nets("every fourth gamma zero", 40, zero=0.25),
-    "deep": _nets("20 to 40 BatchNorms", 40, layers=(20, 40)),
-    "deep-1000": _nets("20 to 40 BatchNorms, means of 1000", 40, layers=(20, 40), ratio=1000),
+    "deep": _nets("20 to 40 BatchNorms", 30, layers=(20, 40)),
+    "deep-1000": _nets("20 to 40 BatchNorms, means of 1000", 30, layers=(20, 40), ratio=1000),
     "float16": _nets("float16", 50, dtype="float16"),
     "float16-10": _nets("float16, means of 10", 30, dtype="float16", ratio=10),
     "bfloat16": _nets("bfloat16 weights, float32 arithmetic", 50, dtype="bfloat16"),
@@ -170,7 +170,7 @@ KINDS: Mapping[str, Kind] = {
     "random": Kind("random graphs of all operators that bnfold knows", 400, _random),
     "digits": Kind("the trained digit classifier, its statistics moved", 20, _digits),
     "zoo": Kind("the networks of the tests, calibrated", 12, _zoo),
-    "resnet101": Kind("ResNet-101, calibrated", 8, _resnet),
+    "resnet101": Kind("ResNet-101, calibrated", 5, _resnet),
 }
 
 

@@ -142,7 +142,7 @@ def change(one: Array, other: Array) -> float:
 
 
 def run(model: onnx.ModelProto, feeds: Arrays) -> dict[str, Array]:
-    """The outputs by onnxruntime, unoptimised, a few samples at a time where all inputs have as many."""
+    """The outputs by onnxruntime, unoptimised."""
     names = [output.name for output in model.graph.output]
     return open_session(_named(model), "cpu").run(names, dict(feeds))
 
@@ -158,9 +158,9 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def coarsest(model: onnx.ModelProto) -> float:
     """The unit round-off of the coarsest type among the stored numbers and the inputs."""
-    kinds = [t.data_type for t in model.graph.initializer] + [
-        v.type.tensor_type.elem_type for v in model.graph.input
-    ] + [a.t.data_type for node in model.graph.node for a in node.attribute if a.name == "value"]  # fmt: skip
+    kinds = [t.data_type for t in model.graph.initializer]
+    kinds += [value.type.tensor_type.elem_type for value in model.graph.input]
+    kinds += [a.t.data_type for node in model.graph.node for a in node.attribute if a.HasField("t")]
     names = {np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name for kind in kinds}
     return max(_UNITS[name] for name in names & set(_UNITS))
 
@@ -175,9 +175,8 @@ def _ratio(truth: Array, before: Array, after: Array, u: float) -> float:
         return np.inf
     if not np.isfinite(truth).all() or truth.size == 0:
         return 0.0
-    was, now, scale = (
-        _per_channel(v) for v in (before.astype(np.float64) - truth, after.astype(np.float64) - truth, truth)
-    )
+    was, now = (_per_channel(run.astype(np.float64) - truth) for run in (before, after))
+    scale = _per_channel(truth)
     scale = scale if scale.any() else np.ones_like(scale)
     allowed = FACTOR * np.maximum(was, np.median(was)) + ROUNDINGS * u * scale
     with np.errstate(all="ignore"):

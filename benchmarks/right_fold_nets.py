@@ -72,10 +72,12 @@ class Grower:
 
     @property
     def channels(self) -> int:
+        """Of the newest tensor."""
         return int(self.values[self.now].shape[1])
 
     @property
     def size(self) -> int:
+        """Height of the newest tensor, in pixels."""
         return int(self.values[self.now].shape[2])
 
     def constant(self, array: Array) -> str:
@@ -86,6 +88,7 @@ class Grower:
         return self.node("Cast", stored, to=TensorProto.FLOAT)
 
     def kept(self, array: Array) -> str:
+        """The name of a constant, stored as it is."""
         name = f"c{len(self.initializers)}"
         self.initializers[name] = array
         self.values[name] = torch.from_numpy(np.asarray(array.astype(np.float64)))
@@ -99,6 +102,7 @@ class Grower:
         return made.output[0]
 
     def then(self, kind: str, *inputs: str, **attributes: Any) -> None:
+        """Another node, which reads the newest tensor first."""
         self.now = self.node(kind, self.now, *inputs, **attributes)
 
     def weight(self, array: Array) -> str:
@@ -113,6 +117,7 @@ class Grower:
         return self.node("DequantizeLinear", self.kept(codes), self.constant(scale), zero, axis=0)
 
     def finished(self) -> onnx.ModelProto:
+        """The model; its batch is open."""
         kind = _ELEMENTS["float32" if self.style.dtype == "bfloat16" else self.style.dtype]
         shape, rank = ["N", *self.shape], self.values[self.now].ndim
         graph = helper.make_graph(

@@ -38,29 +38,32 @@ def known(path: Path) -> dict[str, Row]:
     return rows
 
 
-def examined(wanted: Sequence[Case], cache: Path, jobs: int) -> Iterator[Row]:
+def examined(wanted: Sequence[Case], cache: Path, jobs: int, nice: int = 10) -> Iterator[Row]:
     """A row for each case, those of earlier runs first; new ones are kept at once."""
     path = cache / f"rows-{digest()}.jsonl"
     there = known(path)
     yield from (there[case.key] for case in wanted if case.key in there)
     missing = [case for case in wanted if case.key not in there]
     with path.open("a", encoding="utf-8") as file:
-        for row in _made(missing, cache, jobs):
+        for row in _made(missing, cache, jobs, nice):
             print(json.dumps(asdict(row)), file=file, flush=True)
             yield row
 
 
-def _made(missing: Sequence[Case], cache: Path, jobs: int) -> Iterator[Row]:
+def _made(missing: Sequence[Case], cache: Path, jobs: int, nice: int) -> Iterator[Row]:
     if jobs == 1:
-        _calm()
+        _calm(nice)
         yield from (examine(case, cache) for case in missing)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_calm) as pool:
-        for future in as_completed([pool.submit(examine, case, cache) for case in missing]):
-            yield future.result()
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_calm, initargs=(nice,)) as pool:
+        try:
+            for future in as_completed([pool.submit(examine, case, cache) for case in missing]):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after an exception nobody waits for the rest
 
 
-def _calm() -> None:
-    """The last to get the processor; what exporters say of themselves is nobody's business here."""
-    os.nice(10)
+def _calm(nice: int) -> None:
+    """Others get the processor first; what exporters say of themselves is nobody's business here."""
+    os.nice(nice)
     warnings.simplefilter("ignore")

@@ -39,12 +39,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fold 1,000 models and count false alarms.")
     parser.add_argument("--only", default="", metavar="REGEX", help="only kinds in whose name it is found")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many processes")
+    parser.add_argument("--nice", type=int, default=10, metavar="N", help="how far to stand back for other processes")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here instead of to stdout")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "bnfold-right-folds", metavar="DIR")
     given = parser.parse_args()
     given.cache.mkdir(parents=True, exist_ok=True)
     wanted = [case for case in cases() if re.search(given.only, case.kind)]
-    rows = list(_watched(examined(wanted, given.cache, given.jobs), len(wanted)))
+    rows = list(_watched(examined(wanted, given.cache, given.jobs, given.nice), len(wanted)))
     wrong = tried(given.cache, digest())
     text = page(rows, wrong)
     if given.markdown:
