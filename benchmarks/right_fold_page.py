@@ -23,10 +23,10 @@ Each model is folded by `bnfold.fold` with the verification that a user gets who
 that it raises: nothing would be written, and the command would end with another exit code than 0. Whether a fold is
 right is known without bnfold's check: in every output channel `error(folded) <= {FACTOR:g} * error(original) +
 {ROUNDINGS:g} * u * scale` on {SAMPLES} random samples, both errors against the model in float64 as torch computes it
-(random graphs and the digit classifier: as ONNX's reference evaluator does). Models whose outputs are dead or chaotic, that onnxruntime
-cannot run or in which nothing folds are not counted. Means are in standard deviations of what a BatchNorm normalises;
-all statistics are those of random batches, moved by 3 %. ResNet-101 and the networks of the tests get images of
-{RESNET_SIZE} pixels (Inception v3: 96).
+(random graphs and the digit classifier: as ONNX's reference evaluator does). Models whose outputs are dead or chaotic,
+that onnxruntime cannot run or in which nothing folds are not counted. Means are in standard deviations of what a
+BatchNorm normalises; statistics are those of random batches, moved by 3 %. ResNet-101 and the networks of the tests get
+images of {RESNET_SIZE} pixels (Inception v3: 96).
 
 The columns: how many folds are right; alarms; in how many folds, and about how many tensors, the float64 oracle was
 asked before the verdict; the largest error of a region in units of its bound in the local test (at most 1 passes); the
@@ -36,10 +36,10 @@ compares one run with the other, on inputs in [0, 1) as its tools draw them."""
 _WRONG = """\
 Twenty layers of Conv, BatchNorm and ReLU, folded, and then one of them made wrong at the beginning, in the middle or at
 the end, for several seeds of all weights (`tests/mutated_folds.py`). Caught: the fold would not be written. Named: the
-message names the BatchNorm, or for the wrong border, of which there is no plan of bnfold, the first tensor behind it. The
-last two columns say which of the two tests saw it: the local one at that BatchNorm and at no other, and the runs end to
-end at the first tensor behind it. A single weight off by a thousandth is less than what rounding may do to an output;
-the local test is for that."""
+message names the BatchNorm, or for the wrong border, of which there is no plan of bnfold, the first tensor behind it.
+The last two columns say which of the two tests saw it: the local one at that BatchNorm and at no other, and the runs
+end to end at the first tensor behind it. A single weight off by a thousandth is less than what rounding may do to an
+output; the local test is for that."""
 
 
 def page(rows: Sequence[Row], wrong: Sequence[Caught]) -> str:
@@ -56,9 +56,10 @@ def _summary(rows: Sequence[Row], wrong: Sequence[Caught]) -> str:
     caught, named = sum(one.caught for one in wrong), sum(one.named for one in wrong)
     broken = sum(row.state == "WRONG" for row in rows)
     return (
-        f"**{len(right)} right folds, {alarms} false alarms.** {broken} folds of bnfold were not right. In {len(asked)} the "
-        f"float64 oracle was asked first, about {sum(asked)} tensors. Rules that compare float32 with float32 blame: "
-        f"{blamed}. **Of {len(wrong)} folds made wrong on purpose {caught} were caught and {named} named.**"
+        f"**{len(right)} right folds, {alarms} false alarms.** {broken} folds of bnfold were not right. "
+        f"In {len(asked)} the float64 oracle was asked first, about {sum(asked)} tensors. "
+        f"Rules that compare one run with the other blame of the right folds: {blamed}. "
+        f"**Of {len(wrong)} folds made wrong on purpose {caught} were caught and {named} named.**"
     )
 
 

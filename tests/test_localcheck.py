@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_models import PARAMETERS, STATS, parse
 
+import bnfold
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_write import write
@@ -148,3 +150,19 @@ def test_every_region_of_two_folds_is_checked_and_only_the_wrong_one_named() -> 
     results = list(local_check(before, after, planned, spans))
     assert [(r.batchnorms, r.passed) for r in results] == [(("b",), True), (("e",), False)]
     assert "the fold of e is wrong" in Verification(tuple(results), ()).culprit
+
+
+def test_linear_operators_that_became_one_without_a_batchnorm_are_checked_and_named() -> None:
+    text = f"""(float[N,4] x, float[N,3,8,8] z) => (float[N,4] y, float[A,B,C,D] o)
+        <float[4,4] w, float[4,4] v, float[4,3,3,3] k, {PARAMETERS}>
+        {{ a = Gemm(x, w) y = Gemm(a, v) c = Conv(z, k) b = BatchNormalization(c, {STATS}) o = Relu(b) }}"""
+    told: list[str] = []
+    result = bnfold.fold(ir.from_proto(parse(text)), progress=told.append)
+    assert result.report.verification is not None
+    assert result.report.verification.passed
+    assert [check.batchnorms for check in result.report.verification.local] == [("b",), ()]
+    assert told[:2] == ["checking the fold of b", "checking the union of two linear operators"]
+    wrong = replace(result.report.verification.local[1], ratio=80.0)
+    assert Verification((wrong,), ()).culprit == "the union of two linear operators is wrong at y (80 bounds)"
+    unknown = replace(wrong, ratio=None, note="no shape")
+    assert Verification((unknown,), ()).doubt.startswith("the union of two linear operators could not be run")
