@@ -25,8 +25,8 @@ right is known without bnfold's check: in every output channel `error(folded) <=
 {ROUNDINGS:g} * u * scale` on {SAMPLES} random samples, both errors against the model in float64 as torch computes it
 (random graphs and the digit classifier: as ONNX's reference evaluator does). Models whose outputs are dead or chaotic,
 that onnxruntime cannot run or in which nothing folds are not counted. Means are in standard deviations of what a
-BatchNorm normalises; statistics are those of random batches, moved by 3 %. ResNet-101 and the networks of the tests get
-images of {RESNET_SIZE} pixels (Inception v3: 96).
+BatchNorm normalises; statistics are those of random batches, moved by 3 %. Images of ResNet-101 and of the networks of
+the tests have {RESNET_SIZE} pixels a side.
 
 The columns: how many folds are right; alarms; in how many folds, and about how many tensors, the float64 oracle was
 asked before the verdict; the largest error of a region in units of its bound in the local test (at most 1 passes); the
