@@ -135,6 +135,23 @@ def test_a_region_that_cannot_be_run_is_neither_passed_nor_failed() -> None:
     assert "could not be run by itself" in Verification((result,), ()).doubt
 
 
+def test_an_error_that_is_no_number_is_a_failure() -> None:
+    check = LocalCheck(("b",), float("nan"), "y")
+    assert check.failed
+    assert not check.passed
+    assert not LocalCheck(("b",), None, "").failed
+
+
+def test_a_fold_that_nobody_reads_is_no_doubt() -> None:
+    text = f"""(float[N,3,8,8] x) => (float[N,3,8,8] y) <float[4,3,3,3] w, {PARAMETERS}>
+        {{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) y = Abs(x) }}"""
+    verification = bnfold.fold(ir.from_proto(parse(text))).report.verification
+    assert verification is not None
+    (check,) = verification.local
+    assert (check.batchnorms, check.ratio, check.note) == (("b",), 0.0, "nothing that anyone reads depends on it")
+    assert check.passed
+
+
 def test_every_region_of_two_folds_is_checked_and_only_the_wrong_one_named() -> None:
     text = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, float[4,4,3,3] v, {PARAMETERS}>
         {{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) r = Relu(b) d = Conv(r, v)
