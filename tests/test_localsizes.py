@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-from onnx_models import parse
+from onnx_models import PARAMETERS, STATS, parse
 
+from bnfold.folding import plan
 from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.localsizes import model_shapes, small_shapes
+from bnfold.regions import Region
 
 
 def span(operator: str, attributes: str) -> tuple[int, int] | None:
@@ -52,3 +55,89 @@ def test_the_pads_of_a_transposed_convolution_do_not_depend_on_the_size(auto: st
 def test_a_wanted_size_of_the_output_fixes_that_of_the_input() -> None:
     assert span("ConvTranspose", "output_shape=[9,9]") is None
     assert span("ConvTranspose", "strides=[1,1]") == (11, 2)
+
+
+POSITIVE = {"gamma": [0.5, 1.0, 1.5, 2.0]}
+
+
+def small(nodes: str, constants: str = "", x: str = "N,3,9,9") -> dict[str, tuple[int, ...]] | None:
+    """The shape at which the one region of a model is run; None where that is the model's own."""
+    text = f"(float[{x}] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, {constants} {PARAMETERS}> {{ {nodes} }}"
+    graph = OnnxGraph(ir.from_proto(parse(text, values=POSITIVE)))
+    made = plan(graph, reduces=True)
+    (region,) = made.regions
+    assert len(made.bench.folds) >= 1
+    return small_shapes(made, region, graph.spans())
+
+
+NORM = f"BatchNormalization(c, {STATS})"
+
+
+def test_a_convolution_is_run_on_twice_its_window_and_a_stride() -> None:
+    assert small(f"c = Conv(x, w) b = {NORM} y = Relu(b)") == {"x": (2, 3, 7, 7)}
+    assert small(f"c = Conv<strides=[2,2]>(x, w) b = {NORM} y = Relu(b)") == {"x": (2, 3, 8, 8)}
+
+
+def test_operators_that_treat_every_element_alike_may_stand_between() -> None:
+    assert small(f"a = Conv(x, w) c = LeakyRelu(a) y = {NORM}") == {"x": (2, 3, 7, 7)}
+
+
+def test_the_largest_of_several_windows_counts() -> None:
+    nodes = f"a = Conv<pads=[1,1,1,1]>(x, w) d = Conv(x, v) c = Add(a, d) y = {NORM}"
+    assert small(nodes, "float[4,3,1,1] v,") == {"x": (2, 3, 7, 7)}
+
+
+def test_where_nothing_is_linear_a_border_and_an_inner_element_show_all() -> None:
+    nodes = f"a = BatchNormalization(x, g, h, m, v) c = Identity(a) y = {NORM}"
+    assert small(nodes, "float[4] g, float[4] h, float[4] m, float[4] v,", "N,4,9,9") == {"x": (2, 4, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants"),
+    [
+        (f"a = Conv(x, w) c = AveragePool<kernel_shape=[2,2]>(a) y = {NORM}", ""),
+        (f"a = Conv(x, w) c = Max(a, low) y = {NORM}", "float[1,1,7,7] low,"),
+        (f'c = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(x, w) y = {NORM}', ""),
+    ],
+    ids=["a window that is not linear", "a bound for each place", "pads that depend on the size"],
+)
+def test_what_depends_on_the_size_is_run_at_the_models_own(nodes: str, constants: str) -> None:
+    assert small(nodes, constants) is None
+
+
+def test_a_bound_for_each_channel_depends_on_no_size() -> None:
+    assert small(f"a = Conv(x, w) c = Max(a, low) y = {NORM}", "float[1,4,1,1] low,") == {"x": (2, 3, 7, 7)}
+
+
+def test_several_inputs_are_run_at_the_models_own_sizes() -> None:
+    nodes = f"z = Sigmoid(x) a = Conv(x, w) d = Conv(z, w) c = Add(a, d) y = {NORM}"
+    assert small(nodes) is None
+
+
+def shapes_of(text: str, *inputs: str) -> list[dict[str, tuple[int | str | None, ...]]]:
+    region = Region((), inputs, ("y",), ("b",))
+    return [dict(found) for found in model_shapes(ir.from_proto(parse(text)), [region], {})]
+
+
+def test_sizes_at_which_every_input_of_a_region_has_a_shape_come_first() -> None:
+    """The window of 40 does not fit into the images that are tried first."""
+    text = "(float[N,3,H,W] x) => (float[A,B,C,D] y) { p = MaxPool<kernel_shape=[40,40]>(x) y = Relu(p) }"
+    found = shapes_of(text, "p")
+    assert "p" in found[0]
+    assert all(isinstance(size, int) and size > 0 for size in found[0]["p"])
+    assert any("p" not in shapes for shapes in found)
+    assert "p" in shapes_of(text, "x")[0] or "x" in shapes_of(text, "x")[0]
+
+
+def test_a_shape_that_inference_has_lost_is_seen_in_a_run() -> None:
+    text = """(float[2,3] x) => (float[A,B] y) <float half> { z = NonZero(x) t = Transpose(z) f = Cast<to=1>(t)
+        y = Mul(f, half) }"""
+    (shapes, *_) = shapes_of(text, "f")
+    assert shapes["f"] == (6, 2)
+
+
+def test_a_model_that_cannot_be_run_tells_no_shapes() -> None:
+    text = """(double[2,3,5,5] x) => (double[A,B,C,D] y) <double[4,3,3,3] w> { c = Conv(x, w) z = NonZero(c)
+        t = Cast<to=11>(z) y = Unsqueeze(t, at) }"""
+    found = shapes_of(text.replace("> {", ", int64[2] at> {"), "t")
+    assert all("t" not in shapes for shapes in found)
