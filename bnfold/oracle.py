@@ -138,11 +138,11 @@ def _judge_all(  # noqa: PLR0913
             if is_pattern and not np.isfinite(truth[name]).all():
                 continue  # as in `bnfold.examining`
             accuracy = str(folded[name].dtype)
-            error = np.max([np.abs(result[name] - truth[name]) for result in originals], axis=0)
+            errors = np.stack([result[name] - truth[name] for result in originals])
+            error, spread = np.abs(errors).max(axis=0), np.abs(errors - errors[0]).max(initial=0.0)
             floor = usual[name] if is_pattern else None
             verdict = judge(truth[name], truth[name] + error, folded[name], UNIT_ROUNDOFF[accuracy], floor)
-            spread = np.max([np.abs(result[name] - originals[0][name]) for result in originals], initial=0.0)
-            believed = _is_believed(verdict.original, np.max(error, initial=0.0), spread, TOLERANCE[accuracy])
+            believed = _is_believed(verdict.original, error.max(initial=0.0), spread, TOLERANCE[accuracy])
             verdict = replace(verdict, believed=believed)
             worst[name] = worse(worst.get(name, verdict), verdict)
     return worst
