@@ -8,6 +8,8 @@ from onnx_models import PARAMETERS, STATS, parse
 
 from bnfold.folding import plan
 from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.leftover_forms import Form
+from bnfold.leftovers import leave
 from bnfold.localsizes import model_shapes, small_shapes
 from bnfold.regions import Region
 
@@ -60,13 +62,14 @@ def test_a_wanted_size_of_the_output_fixes_that_of_the_input() -> None:
 POSITIVE = {"gamma": [0.5, 1.0, 1.5, 2.0]}
 
 
-def small(nodes: str, constants: str = "", x: str = "N,3,9,9") -> dict[str, tuple[int, ...]] | None:
+def small(
+    nodes: str, constants: str = "", x: str = "N,3,9,9", leftover: Form = "keep"
+) -> dict[str, tuple[int, ...]] | None:
     """The shape at which the one region of a model is run; None where that is the model's own."""
     text = f"(float[{x}] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, {constants} {PARAMETERS}> {{ {nodes} }}"
     graph = OnnxGraph(ir.from_proto(parse(text, values=POSITIVE)))
-    made = plan(graph, reduces=True)
+    made = leave(plan(graph, reduces=True), leftover)
     (region,) = made.regions
-    assert len(made.bench.folds) >= 1
     return small_shapes(made, region, graph.spans())
 
 
@@ -79,17 +82,16 @@ def test_a_convolution_is_run_on_twice_its_window_and_a_stride() -> None:
 
 
 def test_operators_that_treat_every_element_alike_may_stand_between() -> None:
-    assert small(f"a = Conv(x, w) c = LeakyRelu(a) y = {NORM}") == {"x": (2, 3, 7, 7)}
+    assert small(f"a = Conv(x, w) c = Identity(a) y = {NORM}") == {"x": (2, 3, 7, 7)}
 
 
 def test_the_largest_of_several_windows_counts() -> None:
-    nodes = f"a = Conv<pads=[1,1,1,1]>(x, w) d = Conv(x, v) c = Add(a, d) y = {NORM}"
-    assert small(nodes, "float[4,3,1,1] v,") == {"x": (2, 3, 7, 7)}
+    nodes = f"a = Conv(x, w) c = Conv(a, v) y = {NORM}"
+    assert small(nodes, "float[4,4,1,1] v,") == {"x": (2, 3, 7, 7)}
 
 
 def test_where_nothing_is_linear_a_border_and_an_inner_element_show_all() -> None:
-    nodes = f"a = BatchNormalization(x, g, h, m, v) c = Identity(a) y = {NORM}"
-    assert small(nodes, "float[4] g, float[4] h, float[4] m, float[4] v,", "N,4,9,9") == {"x": (2, 4, 3, 3)}
+    assert small(f"c = Sigmoid(x) y = {NORM}", x="N,4,9,9", leftover="affine") == {"c": (2, 4, 3, 3)}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,6 @@ def test_sizes_at_which_every_input_of_a_region_has_a_shape_come_first() -> None
     assert "p" in found[0]
     assert all(isinstance(size, int) and size > 0 for size in found[0]["p"])
     assert any("p" not in shapes for shapes in found)
-    assert "p" in shapes_of(text, "x")[0] or "x" in shapes_of(text, "x")[0]
 
 
 def test_a_shape_that_inference_has_lost_is_seen_in_a_run() -> None:

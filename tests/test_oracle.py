@@ -224,3 +224,49 @@ def test_a_wrong_fold_in_float64_is_not() -> None:
     assert bias.const_value is not None
     bias.const_value = ir.Tensor(bias.const_value.numpy() + 1e-9, name="c1_folded")
     assert settle(quick_check(original, proto(folded)), original, proto(folded), seed=0).failed
+
+
+def test_an_original_is_believed_within_its_tolerance_or_as_far_as_it_is_from_itself() -> None:
+    for tolerance in (1e-3, 2.0**-39):
+        assert oracle._is_believed(16 * tolerance, 1.0, 0.0, tolerance)
+        assert not oracle._is_believed(17 * tolerance, 1.0, 0.0, tolerance)
+        assert oracle._is_believed(0.05, 1.0, 0.07, tolerance)
+        assert not oracle._is_believed(0.05, 1.0, 0.06, tolerance)  # a fault of the oracle is none of rounding
+        assert oracle._is_believed(0.0625, 1.0, 1.0, tolerance)
+        assert not oracle._is_believed(0.063, 1.0, 1.0, tolerance)  # four times that is more than a quarter
+        assert not oracle._is_believed(np.inf, np.inf, np.inf, tolerance)
+        assert not oracle._is_believed(np.nan, np.nan, np.nan, tolerance)
+
+
+def _thirty_layers() -> tuple[onnx.ModelProto, ir.Model]:
+    """Means of 1000 standard deviations: rounding alone moves the output by hundredths of its scale."""
+    original = grown(Style(ratio=1000, layers=(20, 40)), seed=16)
+    return original, bnfold.fold(ir.from_proto(original), verify=False).model
+
+
+def test_a_right_fold_of_a_deep_net_is_cleared_where_rounding_alone_moves_the_original_far() -> None:
+    original, folded = _thirty_layers()
+    settled = settle(quick_check(original, proto(folded)), original, proto(folded), seed=0)
+    worst = max(c.oracle.original for c in (*settled.inner, *settled.comparisons) if c.oracle is not None)
+    assert settled.passed
+    assert worst > 16e-3
+
+
+def test_an_oracle_that_is_wrong_there_is_not_believed_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong by three hundredths of the scale, where rounding moves the original by a ten thousandth."""
+    check, result, before = _doubtful()
+    right = oracle.evaluate
+
+    def wrong(*args: object) -> dict[str, np.ndarray]:
+        return {name: value + 0.03 * np.abs(value).max() for name, value in right(*args).items()}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(oracle, "evaluate", wrong)
+    assert not settle(check, proto(before), proto(result.model), seed=0).proves
+
+
+def test_a_wrong_fold_of_that_deep_net_is_not_cleared() -> None:
+    original, folded = _thirty_layers()
+    weight = next(v for v in folded.graph.initializers.values() if v.const_value is not None and v.name == "c6_folded")
+    assert weight.const_value is not None
+    weight.const_value = ir.Tensor(weight.const_value.numpy() * np.float32(1.3), name="c6_folded")
+    assert not settle(quick_check(original, proto(folded)), original, proto(folded), seed=0).passed
