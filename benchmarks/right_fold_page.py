@@ -22,11 +22,10 @@ LEGEND = f"""\
 Each model is folded by `bnfold.fold` with the verification that a user gets who asks for nothing. An alarm is any error
 that it raises: nothing would be written, and the command would end with another exit code than 0. Whether a fold is
 right is known without bnfold's check: in every output channel `error(folded) <= {FACTOR:g} * error(original) +
-{ROUNDINGS:g} * u * scale` on {SAMPLES} random samples (random graphs: the 1 to 3 that they are declared for), both errors
-against the model in float64 as torch computes it (random graphs and the digit classifier: as ONNX's reference evaluator
-does). Models whose outputs are dead or chaotic,
-that onnxruntime cannot run (bnfold proves nothing about those, says so and writes nothing) or in which nothing folds
-are not counted. Means are in standard deviations of what a
+{ROUNDINGS:g} * u * scale` on {SAMPLES} random samples (random graphs: the 1 to 3 that they are declared for), both
+errors against the model in float64 as torch computes it (random graphs and the digit classifier: as ONNX's reference
+evaluator does). Models whose outputs are dead or chaotic, that onnxruntime cannot run (bnfold proves nothing about
+those, says so and writes nothing) or in which nothing folds are not counted. Means are in standard deviations of what a
 BatchNorm normalises; statistics are those of random batches, moved by 3 %. Images of ResNet-101 and of the networks of
 the tests have {RESNET_SIZE} pixels a side.
 
