@@ -15,7 +15,7 @@ from bnfold.frontends.onnx_float64 import in_float64
 from bnfold.frontends.onnx_kernels_run import evaluate
 from bnfold.holding import COMPUTED
 from bnfold.judging import Errors, judge, worse
-from bnfold.oracle import BELIEVED, nudged
+from bnfold.oracle import is_believed, nudged
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,9 +101,11 @@ def _verdict(
         return None
     accuracy = other.dtype.name
     with np.errstate(all="ignore"):
-        error = np.max([np.abs(original - truth) for original in originals], axis=0)
-        errors = judge(truth, truth + error, other, UNIT_ROUNDOFF[accuracy])
-    return replace(errors, believed=errors.original <= BELIEVED * TOLERANCE[accuracy])
+        errors = np.stack([original - truth for original in originals])
+        error, spread = np.abs(errors).max(axis=0), np.abs(errors - errors[0]).max(initial=0.0)
+        judged = judge(truth, truth + error, other, UNIT_ROUNDOFF[accuracy])
+    believed = is_believed(judged.original, error.max(initial=0.0), spread, TOLERANCE[accuracy])
+    return replace(judged, believed=believed)
 
 
 def _worse(one: _Judged, other: _Judged) -> _Judged:

@@ -78,10 +78,14 @@ def examine(pair: Pair, findings: Findings, feeds: Arrays, values: Arrays, other
 
 
 def examine_pattern(pair: Pair, findings: Findings, feeds: Arrays, values: Arrays) -> None:
-    """One run on a pattern, after the first ordinary one."""
+    """One run on a pattern, after the first ordinary one.
+
+    What is not finite here, or has another shape, shows nothing: it cannot be compared, so it cannot be what moved.
+    """
     decided = {name: values[name] for name in pair.cut}
-    findings.alive |= {name for name, was in findings.dull.items() if _responds(pair, name, was, values[name])}
     finite = [name for name in pair.compared if _is_finite(values[name])]
+    known = {name: findings.dull[name] for name in finite if name in findings.dull}
+    findings.alive |= {name for name, was in known.items() if _moves(pair, name, was, values[name])}
     result = pair.after.session.run(finite, feeds | decided)
     for name in finite:
         usual, noise = findings.usual[name]
@@ -116,6 +120,11 @@ def _responds(pair: Pair, name: str, values: NDArray[np.generic], moved: NDArray
     least = max(ALIVE, TOLERANCE[pair.accuracy(name) or "float32"])
     computed = values.dtype.name in FLOATS and name in pair.before.flow.inexact
     return computed and movement(values, moved) > least
+
+
+def _moves(pair: Pair, name: str, was: NDArray[np.generic], values: NDArray[np.generic]) -> bool:
+    """Numbers of one shape, finite in both runs, that are others."""
+    return was.shape == values.shape and _is_finite(was) and _responds(pair, name, was, values)
 
 
 def coarsest(pair: Pair) -> str:

@@ -36,7 +36,7 @@ class LocalCheck:
     """The local test of one region: folds that share an operator.
 
     Attributes:
-        batchnorms: What was folded in it.
+        batchnorms: What was folded in it; nothing where two linear operators merely became one.
         ratio: The largest error in units of the bound; at most 1 for a right fold. None if it could not be run.
         tensor: The output of the region with that error.
         note: Why it was not run: it could not be, or nobody reads what it computes; empty if it was.
@@ -50,6 +50,11 @@ class LocalCheck:
     tried: SelfTest | None = None
 
     @property
+    def change(self) -> str:
+        """What was done in the region, for people."""
+        return change_of(self.batchnorms)
+
+    @property
     def passed(self) -> bool:
         """The region was run and every element is within its bound, and a damaged weight, if tried, was not."""
         return self.ratio is not None and self.ratio <= 1 and (self.tried is None or self.tried.seen)
@@ -58,6 +63,11 @@ class LocalCheck:
     def failed(self) -> bool:
         """The region was run and an element is beyond its bound."""
         return self.ratio is not None and not self.ratio <= 1
+
+
+def change_of(batchnorms: Sequence[str]) -> str:
+    """What was done where these were folded, for people."""
+    return f"the fold of {', '.join(batchnorms)}" if batchnorms else "the union of two linear operators"
 
 
 def local_check(  # noqa: PLR0913
@@ -92,7 +102,7 @@ def local_check(  # noqa: PLR0913
     whole = list(model_shapes(old.model, large, dict(shapes or {}), old.path)) if large else []
     for region, sizes in zip(plan.regions, small, strict=True):
         if progress is not None:
-            progress(f"checking the fold of {region.batchnorms[0]}")
+            progress(f"checking {change_of(region.batchnorms[:1])}")
         yield _first_that_runs(cutters, region, whole if sizes is None else [sizes], seed, tries)
 
 

@@ -55,9 +55,7 @@ class Verification:
         """The first thing that differs, for people; empty when nothing does."""
         for local in self.local:
             if local.failed:
-                return (
-                    f"the fold of {', '.join(local.batchnorms)} is wrong at {local.tensor} ({local.ratio:.3g} bounds)"
-                )
+                return f"{local.change} is wrong at {local.tensor} ({local.ratio:.3g} bounds)"
         for quick in self.quick:
             tensors_differ = any(entry.failed for entry in (*quick.comparisons, *quick.inner))
             if quick.agreement is not None and quick.agreement.failed and not tensors_differ:
@@ -73,7 +71,7 @@ class Verification:
         """Why nothing was proven, for people; empty when it was."""
         for local in self.local:
             if not local.passed and not local.failed:
-                return f"the fold of {', '.join(local.batchnorms)} could not be run by itself: {local.note}"
+                return f"{local.change} could not be run by itself: {local.note}"
         for quick in self.quick:
             if quick.agreement is not None and not quick.agreement.proves and not quick.failed:
                 return f"on {quick.provider} there is no decision that is not within rounding: {quick.agreement}"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_models import PARAMETERS, STATS, parse
 
+import bnfold
+from bnfold.errors import BnfoldError
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.onnx_graph import OnnxGraph
+from bnfold.frontends.onnx_regions import Cutter
 from bnfold.frontends.onnx_write import write
-from bnfold.localcheck import LocalCheck, local_check
+from bnfold.localcheck import LocalCheck, _check, _coarsest, _feeds, _first_that_runs, _ratio, local_check
+from bnfold.regions import Region
 from bnfold.verification import Verification
 
 CONV = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, float[4] k, {PARAMETERS}>
@@ -133,6 +138,104 @@ def test_a_region_that_cannot_be_run_is_neither_passed_nor_failed() -> None:
     assert "could not be run by itself" in Verification((result,), ()).doubt
 
 
+def test_an_error_that_is_no_number_is_a_failure() -> None:
+    check = LocalCheck(("b",), float("nan"), "y")
+    assert check.failed
+    assert not check.passed
+    assert not LocalCheck(("b",), None, "").failed
+
+
+LARGEST = np.finfo(np.float64).max
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ratio"),
+    [
+        (1.0, 1.25, 0.5), (1.0, 0.75, 0.5), (np.nan, np.nan, 0.0), (np.inf, np.inf, 0.0), (1.0, np.nan, np.inf),
+        (np.nan, 1.0, np.inf), (np.inf, -np.inf, np.inf), (1.0, np.inf, np.inf), (np.inf, 1.0, np.inf),
+    ],
+)  # fmt: skip
+def test_the_error_of_an_element_is_in_units_of_its_bound(before: float, after: float, ratio: float) -> None:
+    """And an element that is not finite must be of the same kind."""
+    one, other = np.array([2.0, before]), np.array([2.0, after])
+    found = _ratio(one, other, np.array([0.0, 0.5]))
+    assert found == ratio or min(found, ratio) >= LARGEST
+    assert _ratio(one, other[:1], np.array([0.0, 0.5])) == np.inf
+    assert _ratio(one[:0], other[:0], np.zeros(0)) == 0
+
+
+def test_an_error_where_none_is_allowed_is_beyond_every_bound() -> None:
+    assert _ratio(np.zeros(2), np.array([0.0, 1e-300]), np.zeros(2)) >= LARGEST
+
+
+@pytest.mark.parametrize(
+    ("constants", "unit"),
+    [
+        ("float16[2] a, float[2] b, double[2] c", 2.0**-11), ("double[2] a", 2.0**-53), ("int64[2] a", 2.0**-24),
+        ("float8e4m3fn[2] a, float[2] b", 2.0**-24), ("bfloat16[2] a, float16[2] b", 2.0**-8),
+    ],
+)  # fmt: skip
+def test_the_coarsest_of_the_stored_numbers_sets_the_bound(constants: str, unit: float) -> None:
+    """Codes of float8 are whole multiples of their scale, and not rounded."""
+    names = [part.split()[1] for part in constants.split(",")]
+    model = parse(
+        f"(float[2] x) => (float[2] y) <{constants}> {{ y = Abs(x) }}", values={name: [1, 2] for name in names}
+    )
+    assert _coarsest(model)[0] == unit
+
+
+def test_inputs_are_of_both_signs_and_then_impulses_at_the_corners() -> None:
+    model = parse("(float[N,3,H,W] x, float[N,3] f, int64[N,4,4] i) => (float[N,3] y) { y = Abs(f) }")
+    normal, impulses = _feeds(list(model.graph.input), {"x": (2, 3, 5, 6), "f": (2, 3), "i": (40, 4, 4)}, 0)
+    assert (normal["x"] != 0).all()
+    assert (normal["x"].min() < 0, normal["x"].max() > 0) == (True, True)
+    corners = {tuple(int(k) for k in place[2:]) for place in np.argwhere(impulses["x"])}
+    assert corners == {(0, 0), (0, 5), (4, 0), (4, 5)}
+    assert np.count_nonzero(impulses["x"]) == 2 * 3 * 4
+    assert np.abs(impulses["x"]).max() > 16
+    for feeds in (normal, impulses):
+        assert (feeds["f"] != 0).all()
+        assert np.abs(feeds["f"]).max() < 8  # without an axis for them there are no impulses
+        assert set(feeds["i"].ravel()) == {0, 1}
+
+
+def test_without_a_shape_there_is_no_test() -> None:
+    model = parse("(float[N,3] x, float[N,3] z) => (float[N,3] y) { y = Add(x, z) }")
+    with pytest.raises(BnfoldError, match="its shape is not known") as raised:
+        next(_feeds(list(model.graph.input), {"x": (2, 3)}, 0))
+    assert raised.value.where == "z"
+
+
+PARTS = "(float[2,3] x) => (float[2,3] y) { i = Shape(x) y = Relu(x) }"
+
+
+def test_whole_numbers_are_not_compared_and_alone_prove_nothing() -> None:
+    cutter = Cutter(ir.from_proto(parse(PARTS)))
+    both, whole = (Region((), ("x",), outputs, ("b",)) for outputs in (("i", "y"), ("i",)))
+    assert _check((cutter, cutter), both, {"x": (2, 3)}, 0, tries=False).tensor == "y"
+    with pytest.raises(BnfoldError, match="nothing can be compared"):
+        _check((cutter, cutter), whole, {"x": (2, 3)}, 0, tries=False)
+
+
+def test_the_first_sizes_at_which_a_region_runs_are_enough() -> None:
+    cutter = Cutter(ir.from_proto(parse(PARTS)))
+    region, good = Region((), ("x",), ("y",), ("b",)), {"x": (2, 3)}
+    for choices in ([good, {}], [{}, good]):
+        assert _first_that_runs((cutter, cutter), region, choices, 0, tries=False).ratio == 0
+    assert _first_that_runs((cutter, cutter), region, [{}], 0, tries=False).ratio is None
+    assert _first_that_runs((cutter, cutter), region, [], 0, tries=False).note == "no input sizes are known"
+
+
+def test_a_fold_that_nobody_reads_is_no_doubt() -> None:
+    text = f"""(float[N,3,8,8] x) => (float[N,3,8,8] y) <float[4,3,3,3] w, {PARAMETERS}>
+        {{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) y = Abs(x) }}"""
+    verification = bnfold.fold(ir.from_proto(parse(text))).report.verification
+    assert verification is not None
+    (check,) = verification.local
+    assert (check.batchnorms, check.ratio, check.note) == (("b",), 0.0, "nothing that anyone reads depends on it")
+    assert check.passed
+
+
 def test_every_region_of_two_folds_is_checked_and_only_the_wrong_one_named() -> None:
     text = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, float[4,4,3,3] v, {PARAMETERS}>
         {{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) r = Relu(b) d = Conv(r, v)
@@ -148,3 +251,19 @@ def test_every_region_of_two_folds_is_checked_and_only_the_wrong_one_named() -> 
     results = list(local_check(before, after, planned, spans))
     assert [(r.batchnorms, r.passed) for r in results] == [(("b",), True), (("e",), False)]
     assert "the fold of e is wrong" in Verification(tuple(results), ()).culprit
+
+
+def test_linear_operators_that_became_one_without_a_batchnorm_are_checked_and_named() -> None:
+    text = f"""(float[N,4] x, float[N,3,8,8] z) => (float[N,4] y, float[A,B,C,D] o)
+        <float[4,4] w, float[4,4] v, float[4,3,3,3] k, {PARAMETERS}>
+        {{ a = Gemm(x, w) y = Gemm(a, v) c = Conv(z, k) b = BatchNormalization(c, {STATS}) o = Relu(b) }}"""
+    told: list[str] = []
+    result = bnfold.fold(ir.from_proto(parse(text)), progress=told.append)
+    assert result.report.verification is not None
+    assert result.report.verification.passed
+    assert [check.batchnorms for check in result.report.verification.local] == [("b",), ()]
+    assert told[:2] == ["checking the fold of b", "checking the union of two linear operators"]
+    wrong = replace(result.report.verification.local[1], ratio=80.0)
+    assert Verification((wrong,), ()).culprit == "the union of two linear operators is wrong at y (80 bounds)"
+    unknown = replace(wrong, ratio=None, note="no shape")
+    assert Verification((unknown,), ()).doubt.startswith("the union of two linear operators could not be run")

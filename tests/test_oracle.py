@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -11,6 +12,7 @@ import pytest
 from onnx_models import PARAMETERS, STATS, parse, proto
 
 import bnfold
+from benchmarks.right_fold_nets import Style, grown
 from bnfold import oracle
 from bnfold.errors import ModelError
 from bnfold.judging import ERROR_FACTOR, ERROR_ROUNDINGS, judge
@@ -184,3 +186,87 @@ def test_a_model_whose_output_cancels_to_zero_is_judged_and_not_a_crash() -> Non
     report = bnfold.fold(ir.from_proto(model)).report
     assert report.verification is not None
     assert report.verification.passed
+
+
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"),
+    [("float32", 0.07, 0.1), ("float16", 0.07, 0.1), (ml_dtypes.bfloat16, 0.07, 0.1), ("float64", 1, 1)],
+)
+def test_weights_of_every_floating_type_are_rounded_once_more(dtype: str, least: float, most: float) -> None:
+    """Every twelfth number moves by one step up or down; in float64, where the oracle rounds as well, every one."""
+    values = np.random.default_rng(0).standard_normal((64, 64)).astype(dtype)
+    held = [onnx.numpy_helper.from_array(array, name) for name, array in
+            (("w", values), ("codes", np.ones((4, 4), np.int8)), ("one", np.ones((), np.float32)))]  # fmt: skip
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], held))
+    moved, *others = (onnx.numpy_helper.to_array(t) for t in oracle._rounded_again(model, 3).graph.initializer)
+    assert least <= np.mean(moved != values) <= most
+    steps = np.abs(moved.astype(np.float64) - values) / np.abs(values.astype(np.float64))
+    assert 0 < steps.max() <= 2 * float(ml_dtypes.finfo(values.dtype).eps)
+    assert [int(other.sum()) for other in others] == [16, 1]
+
+
+def _in_float64() -> tuple[onnx.ModelProto, ir.Model]:
+    """Means of 1000 standard deviations: original and oracle lose the same three digits, and the fold other ones."""
+    original = grown(Style(ratio=1000, dtype="float64", dense=True), seed=4)
+    return original, bnfold.fold(ir.from_proto(original), verify=False).model
+
+
+def test_a_right_fold_in_float64_is_cleared_though_the_oracle_is_no_more_accurate_than_the_models() -> None:
+    original, folded = _in_float64()
+    check = quick_check(original, proto(folded))
+    assert check.failed  # float64 against float64 would blame it
+    assert settle(check, original, proto(folded), seed=0).passed
+
+
+def test_a_wrong_fold_in_float64_is_not() -> None:
+    original, folded = _in_float64()
+    bias = folded.graph.initializers["c1_folded"]
+    assert bias.const_value is not None
+    bias.const_value = ir.Tensor(bias.const_value.numpy() + 1e-9, name="c1_folded")
+    assert settle(quick_check(original, proto(folded)), original, proto(folded), seed=0).failed
+
+
+def test_an_original_is_believed_within_its_tolerance_or_as_far_as_it_is_from_itself() -> None:
+    for tolerance in (1e-3, 2.0**-39):
+        assert oracle.is_believed(16 * tolerance, 1.0, 0.0, tolerance)
+        assert not oracle.is_believed(17 * tolerance, 1.0, 0.0, tolerance)
+        assert oracle.is_believed(0.05, 1.0, 0.07, tolerance)
+        assert not oracle.is_believed(0.05, 1.0, 0.06, tolerance)  # a fault of the oracle is none of rounding
+        assert oracle.is_believed(0.0625, 1.0, 1.0, tolerance)
+        assert not oracle.is_believed(0.063, 1.0, 1.0, tolerance)  # four times that is more than a quarter
+        assert not oracle.is_believed(np.inf, np.inf, np.inf, tolerance)
+        assert not oracle.is_believed(np.nan, np.nan, np.nan, tolerance)
+
+
+def _thirty_layers() -> tuple[onnx.ModelProto, ir.Model]:
+    """Means of 1000 standard deviations: rounding alone moves the output by hundredths of its scale."""
+    original = grown(Style(ratio=1000, layers=(20, 40)), seed=16)
+    return original, bnfold.fold(ir.from_proto(original), verify=False).model
+
+
+def test_a_right_fold_of_a_deep_net_is_cleared_where_rounding_alone_moves_the_original_far() -> None:
+    original, folded = _thirty_layers()
+    settled = settle(quick_check(original, proto(folded)), original, proto(folded), seed=0)
+    worst = max(c.oracle.original for c in (*settled.inner, *settled.comparisons) if c.oracle is not None)
+    assert settled.passed
+    assert worst > 16e-3
+
+
+def test_an_oracle_that_is_wrong_there_is_not_believed_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong by three hundredths of the scale, where rounding moves the original by a ten thousandth."""
+    check, result, before = _doubtful()
+    right = oracle.evaluate
+
+    def wrong(*args: object) -> dict[str, np.ndarray]:
+        return {name: value + 0.03 * np.abs(value).max() for name, value in right(*args).items()}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(oracle, "evaluate", wrong)
+    assert not settle(check, proto(before), proto(result.model), seed=0).proves
+
+
+def test_a_wrong_fold_of_that_deep_net_is_not_cleared() -> None:
+    original, folded = _thirty_layers()
+    weight = next(v for v in folded.graph.initializers.values() if v.const_value is not None and v.name == "c6_folded")
+    assert weight.const_value is not None
+    weight.const_value = ir.Tensor(weight.const_value.numpy() * np.float32(1.3), name="c6_folded")
+    assert not settle(quick_check(original, proto(folded)), original, proto(folded), seed=0).passed

@@ -39,9 +39,11 @@ def test_impulses_are_at_corners_and_in_the_middle_of_borders_and_of_both_signs(
 
 @pytest.mark.parametrize(
     ("shape", "count"),
-    [((9, 8, 3), 8 * 3), ((5, 9), 5 * 2), ((6,), 2), ((2, 4, 5, 6), 2 * 26), ((3, 1, 1), 3), ((), 1)],
-    ids=["channels last", "sequence", "features", "volume", "one pixel", "nothing but samples"],
-)
+    [((9, 8, 3), 8 * 3), ((3, 9, 4), 3 * 8), ((9, 8, 7), 9 * 8), ((5, 9), 5 * 2), ((6,), 2), ((2, 4, 5, 6), 2 * 26),
+     ((2, 4, 3, 6), 2 * 26), ((3, 1, 1), 3), ((), 1)],
+    ids=["channels last", "channels first, 4 wide", "many channels", "sequence", "features", "volume", "volume, 3 high",
+         "one pixel", "nothing but samples"],
+)  # fmt: skip
 def test_impulses_fit_every_rank(shape: tuple[int, ...], count: int) -> None:
     assert np.count_nonzero(made(shape)["impulses"]) == count
 
@@ -54,6 +56,31 @@ def test_samples_share_a_run() -> None:
     assert (first[1]["x"][2] == 1).all()
     assert all(sample.any() for sample in second[1]["x"])  # impulses in every sample
     assert first[1]["n"] is feeds["n"]
+
+
+def test_more_samples_than_patterns_take_them_in_turns() -> None:
+    ((kinds, feeds),) = patterns({"x": np.zeros((6, 2, 4, 4), np.float32)}, (), 0)
+    assert kinds == PATTERNS
+    assert not feeds["x"][5].any()
+    assert 0 < feeds["x"][4].min() < feeds["x"][4].max() < 1
+    assert (feeds["x"][4] != feeds["x"][0]).all()
+
+
+def test_inputs_with_fewer_samples_set_how_many_patterns_share_a_run() -> None:
+    made = list(patterns({"x": np.zeros((3, 2)), "y": np.zeros((1, 2))}, (), 0))
+    assert [kinds for kinds, _ in made] == [(kind,) for kind in PATTERNS]
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3)], ids=["a single number", "no sample"])
+def test_an_input_without_samples_gets_every_pattern(shape: tuple[int, ...]) -> None:
+    made = list(patterns({"x": np.zeros(shape)}, (), 0))
+    assert [kinds for kinds, _ in made] == [(kind,) for kind in PATTERNS]
+    assert {feeds["x"].shape for _, feeds in made} == {shape}
+
+
+def test_two_inputs_get_numbers_of_their_own() -> None:
+    (_, feeds), *_ = patterns({"x": np.zeros((1, 9)), "y": np.zeros((1, 9))}, (), 0)
+    assert (feeds["x"] != feeds["y"]).all()
 
 
 def test_whole_numbers_and_inputs_that_are_held_stay() -> None:
