@@ -112,6 +112,8 @@ class Reason(Enum):
     NOT_INITIALISED = "the module is lazy and was not run yet"
     #: PyTorch: a way through a part of the module arrived at the part's own input or output.
     PART_ENDS_HERE = "the value enters or leaves the part that torch.export captures by itself"
+    #: PyTorch: numbers, flags or objects that the forward pass takes, which another call may give otherwise.
+    ARGUMENTS_ARE_OPEN = "the forward pass around it may be called with other numbers or flags than the example's"
     #: PyTorch: a branch of the uncaptured code, or a module of a list, that no observed run reached.
     NOT_REACHED = "the runs on the example inputs did not call it"
     #: PyTorch: a branch that no observed run took names the module, a part of it, or a method that may call it.
@@ -141,6 +143,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.WEIGHTS_NOT_CONSTANT: "try --simplify, which evaluates what is constant",
     Reason.NOT_INITIALISED: "run the module once before, which gives it its parameters",
     Reason.PART_ENDS_HERE: "let one module hold the BatchNorm and what it follows, with no decision in between",
+    Reason.ARGUMENTS_ARE_OPEN: "fold with as_graph=True, or a module whose forward pass takes tensors alone",
     Reason.NOT_REACHED: "give example_inputs for which the forward pass calls it",
     Reason.CODE_NOT_OBSERVED: "give example_inputs for which the forward pass reaches all of its code",
 }

@@ -17,6 +17,7 @@ from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_guess import differs_elsewhere, made_up_inputs
 from bnfold.frontends.torch_limits import limits
 from bnfold.frontends.torch_observed import observe
+from bnfold.frontends.torch_open import open_parameters, other_values
 from bnfold.frontends.torch_parts import Part, ends_of, find_parts
 from bnfold.frontends.torch_write import write, write_the_same
 
@@ -60,6 +61,8 @@ def plan_module(module: nn.Module, inputs: Arguments | None, wanted: Callable[[s
     """
     if inputs is None:
         return _of_guess(module, wanted)
+    if names := open_parameters(module, inputs):
+        return _of_parts(module, inputs, wanted, other_values(names), names)
     try:
         captured = capture(module, inputs)
     except ModelError as error:
@@ -74,6 +77,8 @@ def _of_guess(module: nn.Module, wanted: Callable[[str], bool]) -> Planned:
     kinds = made_up_inputs(module)
     if not kinds:
         raise missing_inputs("what its layers tell is not enough to make them up")
+    if names := open_parameters(module, kinds[0]):
+        raise missing_inputs(f"{other_values(names)}, and what it does is observed on inputs of yours alone")
     try:
         captures = tuple(capture(module, inputs) for inputs in kinds)
     except ModelError as error:
@@ -92,9 +97,11 @@ def _plain(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _of_parts(module: nn.Module, inputs: Arguments, wanted: Callable[[str], bool], why: str) -> Planned:
+def _of_parts(
+    module: nn.Module, inputs: Arguments, wanted: Callable[[str], bool], why: str, free: tuple[str, ...] = ()
+) -> Planned:
     seen = observe(module, inputs)
-    found = find_parts(module, seen, why)
+    found = find_parts(module, seen, why, free)
     placed: list[tuple[int, Decision]] = []
     planned: list[tuple[TorchGraph, FoldPlan]] = []
     for part in found.parts:
@@ -104,9 +111,8 @@ def _of_parts(module: nn.Module, inputs: Arguments, wanted: Callable[[str], bool
     last = len(found.places)
     placed += [(found.places.get(path, last), _excluded(kept, wanted)) for path, kept in found.kept]
     ordered = tuple(decision for _, decision in sorted(placed, key=lambda pair: pair[0]))
-    return Planned(
-        tuple(planned), ordered, inputs, tuple(_notes(found.refused, planned, found.parts)), tuple(seen.paths)
-    )
+    notes = tuple(_notes(found.refused, planned, found.parts, is_open=bool(free)))
+    return Planned(tuple(planned), ordered, inputs, notes, tuple(seen.paths))
 
 
 def _excluded(kept: Kept, wanted: Callable[[str], bool]) -> Kept:
@@ -151,10 +157,16 @@ def _name(decision: Decision) -> str:
     return decision.subject.name
 
 
-def _notes(refused: Mapping[str, str], planned: list[tuple[TorchGraph, FoldPlan]], parts: list[Part]) -> Iterator[str]:
+def _notes(
+    refused: Mapping[str, str], planned: list[tuple[TorchGraph, FoldPlan]], parts: list[Part], *, is_open: bool
+) -> Iterator[str]:
     for path, why in refused.items():
         clause = why.removeprefix("torch.export cannot capture it: ").partition(" (unhinted")[0]
-        yield f"torch.export cannot capture {path or 'the whole'}: {shorten(clause, _LONGEST, placeholder=' ...')}"
+        short = shorten(clause, _LONGEST, placeholder=" ...")
+        if is_open and not path:
+            yield f"not folded as a whole: {short}; as_graph=True makes a graph for these values, which refuses others"
+        else:
+            yield f"torch.export cannot capture {path or 'the whole'}: {short}"
     listed = ", ".join(part.path for part, (_, made) in zip(parts, planned, strict=True) if made.bench.folds)
     yield f"folded from observed runs on the example inputs, part by part: {listed or 'nothing'}"
     for part in parts:

@@ -16,6 +16,7 @@ from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import Captured, capture
 from bnfold.frontends.torch_lazy import is_lazy, lazy_modules
 from bnfold.frontends.torch_observed import Call, Observation
+from bnfold.frontends.torch_open import open_parameters
 from bnfold.frontends.torch_unseen import Unseen
 
 if TYPE_CHECKING:
@@ -57,11 +58,18 @@ class Parts:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def find_parts(module: nn.Module, seen: Observation, why: str) -> Parts:
-    """Split `module`, which torch.export cannot capture because of `why`, into parts."""
-    search = _Search(module, seen)
+def find_parts(module: nn.Module, seen: Observation, why: str, free: tuple[str, ...] = ()) -> Parts:
+    """Split `module`, which cannot be captured as a whole because of `why`, into parts.
+
+    Args:
+        module: The module.
+        seen: What it did on the example inputs.
+        why: A clause.
+        free: Its open parameters (`bnfold.frontends.torch_open`), which it may hand on to its parts.
+    """
+    search = _Search(module, seen, is_open=bool(free))
     search.found.refused[""] = why
-    search.descend("", Refusal(Reason.PART_ENDS_HERE, "", "torch.export cannot capture what calls it"))
+    search.descend("", _open(free) if free else _uncaptured(""))
     search.found.parts.sort(key=lambda part: seen.order[part.path])
     return search.found
 
@@ -69,8 +77,8 @@ def find_parts(module: nn.Module, seen: Observation, why: str) -> Parts:
 class _Search:
     """The walk over the module tree, from the outermost modules on."""
 
-    def __init__(self, module: nn.Module, seen: Observation) -> None:
-        self._module, self._seen = module, seen
+    def __init__(self, module: nn.Module, seen: Observation, *, is_open: bool) -> None:
+        self._module, self._seen, self._is_open = module, seen, is_open
         self.found = Parts(places=dict(seen.order))
         self._unseen: dict[str, Unseen] = {}
         self._lazy = lazy_modules(module)
@@ -113,7 +121,7 @@ class _Search:
                 return
             except ModelError as error:
                 self.found.refused[path] = error.what
-                refusal = Refusal(Reason.PART_ENDS_HERE, path, "torch.export cannot capture what calls it")
+                refusal = _uncaptured(path)
         self.descend(path, refusal if path in self._seen.calls else because)
 
     def _captured(self, path: str, part: nn.Module) -> tuple[Captured, ...]:
@@ -136,6 +144,8 @@ class _Search:
             return Refusal(Reason.PART_ENDS_HERE, path, self._seen.opened[path])
         if any(not _is_plain(call) for call in calls):
             return Refusal(Reason.PART_ENDS_HERE, path, "it takes numbers or objects that may differ from call to call")
+        if self._is_open and (names := next(filter(None, (open_parameters(part, arguments(c)) for c in calls)), ())):
+            return _open(names, path)
         if len(calls) > _MOST_KINDS:
             return Refusal(Reason.CALLS_DISAGREE, path, f"{len(calls)} kinds of inputs")
         where = next(filter(None, self._not_observed(path, part, calls)), "")
@@ -186,6 +196,14 @@ def held(part: nn.Module, path: str, call: Call) -> nn.Module:
     return holder
 
 
+def arguments(call: Call) -> Arguments:
+    """What the module was called with."""
+    from torch.utils import _pytree  # noqa: PLC0415
+
+    args, kwargs = _pytree.tree_unflatten(list(call.leaves), call.spec)
+    return Arguments(args, kwargs)
+
+
 def tensors_of(call: Call) -> Arguments:
     """What `held` takes: tensors of the sizes, types and devices of the call's; floating-point numbers are zeros."""
     import torch  # noqa: PLC0415
@@ -201,7 +219,16 @@ def ends_of(refusal: Refusal, because: Refusal) -> Refusal:
     """What is an input or an output to a part is none to the whole."""
     if refusal.reason not in (Reason.READS_MODEL_INPUT, Reason.IS_MODEL_OUTPUT):
         return refusal
-    return replace(because, where=refusal.where) if because.reason is Reason.PART_ENDS_HERE else because
+    is_border = because.reason in (Reason.PART_ENDS_HERE, Reason.ARGUMENTS_ARE_OPEN)
+    return replace(because, where=refusal.where) if is_border else because
+
+
+def _uncaptured(path: str) -> Refusal:
+    return Refusal(Reason.PART_ENDS_HERE, path, "torch.export cannot capture what calls it")
+
+
+def _open(names: tuple[str, ...], path: str = "") -> Refusal:
+    return Refusal(Reason.ARGUMENTS_ARE_OPEN, path, ", ".join(names))
 
 
 def _is_plain(call: Call) -> bool:
