@@ -156,9 +156,11 @@ ROWS: dict[Reason, tuple[str, dict[str, object]]] = {
 OF_MODULES = (
     Reason.MODULE_CANNOT_HOLD_IT,
     Reason.PART_ENDS_HERE,
+    Reason.ARGUMENTS_ARE_OPEN,
     Reason.NOT_REACHED,
     Reason.CODE_NOT_OBSERVED,
     Reason.CALLS_DISAGREE,
+    Reason.NOT_INITIALISED,
 )
 
 _PARSING, _FOLDING = ("opset", "functions", "domains"), ("keep", "keep_overridable")

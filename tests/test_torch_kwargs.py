@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch_models import alive, names, sample
 
 import bnfold
-from bnfold.decision import Folded, Kept
+from bnfold.decision import Folded
 from bnfold.errors import DataError, ModelError, UsageError
 from bnfold.frontends.torch_arguments import read_arguments
 from bnfold.frontends.torch_made_inputs import made_inputs
@@ -27,14 +27,14 @@ REST: dict[str, Any] = {"scale": 0.5, "mask": MASK}
 
 
 class Masked(nn.Module):
-    """A convolution, a BatchNorm, and a mask that is given by name."""
+    """A convolution and a BatchNorm in a block, as numbers may be given as well, and a mask that is given by name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.bn = conv(), nn.BatchNorm2d(4)
+        self.block = nn.Sequential(conv(), nn.BatchNorm2d(4))
 
     def forward(self, image: Tensor, *, mask: Tensor, scale: float = 1.0, flag: bool = False) -> Tensor:
-        found: Tensor = self.bn(self.conv(image)) * mask * scale
+        found: Tensor = self.block(image) * mask * scale
         return -found if flag else found
 
 
@@ -81,7 +81,7 @@ def same(before: nn.Module, after: nn.Module) -> bool:
 def test_inputs_by_keyword_are_handed_on(as_graph: bool) -> None:
     net = live(Masked())
     result = bnfold.fold(net, example_inputs=(IMAGE,), example_kwargs={"mask": MASK}, as_graph=as_graph)
-    assert names(result.decisions, Folded) == ["bn"]
+    assert names(result.decisions, Folded) == ["block.1"]
     assert result.report.verification is not None
     assert result.report.verification.passed
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_another_value_by_keyword_is_another_way_through_the_code() -> None:
 def test_a_module_that_cannot_be_captured_is_observed_with_them() -> None:
     net = live(Deciding())
     result = bnfold.fold(net, example_inputs=(IMAGE,), example_kwargs=REST)
-    assert names(result.decisions, Folded) == ["inner.bn"]
+    assert names(result.decisions, Folded) == ["inner.block.1"]
     assert result.report.verification is not None
     assert result.report.verification.passed
     assert same(net, result.module)
@@ -134,9 +134,9 @@ def test_a_module_that_cannot_be_captured_is_observed_with_them() -> None:
 
 def test_parameters_that_are_not_in_the_signature_cannot_be_captured() -> None:
     net = live(Free())
-    result = bnfold.fold(net, example_inputs=(IMAGE,), example_kwargs=REST)
+    result = bnfold.fold(net, example_inputs=(IMAGE,), example_kwargs={"mask": MASK})
     assert any("**parameter" in note for note in result.report.notes)
-    assert len(names(result.decisions, Kept)) == 1
+    assert names(result.decisions, Folded) == ["block.1"]
     with pytest.raises(ModelError, match=r"torch.export cannot capture it: what its \*\*parameter takes"):
         bnfold.fold(net, example_inputs=(IMAGE,), example_kwargs=REST, as_graph=True)
 
@@ -145,7 +145,7 @@ def test_verify_takes_them() -> None:
     net = live(Masked())
     wrong = copy.deepcopy(net)
     with torch.no_grad():
-        wrong.conv.weight[0, 0, 0, 0] += 0.1  # type: ignore[index,union-attr]
+        wrong.block[0].weight[0, 0, 0, 0] += 0.1  # type: ignore[index,union-attr]
     for other, passes in (
         (bnfold.fold(net, example_inputs=(IMAGE,), example_kwargs=REST).module, True),
         (wrong, False),
@@ -160,10 +160,10 @@ def test_recalibration_takes_batches_by_name(inputs: tuple[Tensor, ...] | None) 
     by_name = {"mask": MASK} if inputs else {"mask": MASK, "image": IMAGE}
     result = bnfold.recalibrate(net, batches, example_inputs=inputs, example_kwargs=by_name)
     with torch.no_grad():
-        seen = torch.cat([net.conv(batch["image"]) for batch in batches])  # type: ignore[operator]
-    assert torch.allclose(result.model.bn.running_mean, seen.mean((0, 2, 3)), rtol=1e-12)  # type: ignore[union-attr]
+        seen = torch.cat([net.block[0](batch["image"]) for batch in batches])  # type: ignore[operator]
+    assert torch.allclose(result.model.block[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-12)  # type: ignore[union-attr]
     folded = bnfold.fold(net, calibrate=batches, example_inputs=inputs, example_kwargs=by_name)
-    assert names(folded.decisions, Folded) == ["bn"]
+    assert names(folded.decisions, Folded) == ["block.1"]
     assert same(result.model, folded.module)
 
 
@@ -172,9 +172,9 @@ def test_a_module_without_a_graph_is_recalibrated_with_them() -> None:
     batches = [{"image": sample(8, 3, 9, 9, seed=k), "mask": MASK[:1].expand(8, 1, 7, 7)} for k in range(2)]
     result = bnfold.recalibrate(net, batches, example_inputs=(IMAGE,), example_kwargs={"mask": MASK})
     with torch.no_grad():
-        seen = torch.cat([net.inner.conv(batch["image"]) for batch in batches])  # type: ignore[union-attr,operator]
+        seen = torch.cat([net.inner.block[0](batch["image"]) for batch in batches])  # type: ignore[union-attr,operator]
     assert "the module was run once for each BatchNorm" in result.report.notes[0]
-    assert torch.allclose(result.model.inner.bn.running_mean, seen.mean((0, 2, 3)), rtol=1e-12)  # type: ignore[union-attr]
+    assert torch.allclose(result.model.inner.block[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-12)  # type: ignore[union-attr]
 
 
 def test_a_batch_without_one_of_them_is_an_error() -> None:
