@@ -153,6 +153,42 @@ def test_code_that_another_value_would_run_keeps_the_part_that_it_reaches_into()
     assert all(same(result, net, sample(), flag) for flag in (False, True))
 
 
+def test_methods_that_another_value_would_call_are_not_looked_into() -> None:
+    class Trained(Holder):
+        def loss(self, x: Tensor) -> Tensor:
+            return self.first(x).sum()  # type: ignore[no-any-return]
+
+    def code(self: Any, x: Tensor, flag: bool) -> Tensor:
+        if flag:
+            return self.loss(x)  # type: ignore[no-any-return]
+        return self.first(x)  # type: ignore[no-any-return]
+
+    net = alive(Trained(code))
+    result = fold(net)
+    assert names(result.decisions, Folded) == ["first.1"]
+    assert all(same(result, net, sample(), flag) for flag in (False, True))
+
+
+@pytest.mark.parametrize(("shared", "folds"), [(nn.SiLU(), True), (nn.PReLU(), False)])
+def test_an_activation_that_parts_share_is_no_way_into_them(shared: nn.Module, folds: bool) -> None:
+    """As the convolutions of a YOLO do; what it takes from one that has numbers is another matter."""
+
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), shared)
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([block(), block()])
+
+        def forward(self, x: Tensor, *options: Any) -> Tensor:
+            for part in self.blocks:
+                x = part(x, *options)
+            return x
+
+    assert names(fold(Shared()).decisions, Folded) == (["blocks.0.1", "blocks.1.1"] if folds else [])
+
+
 def _handing_on(self: Holder, x: Tensor, flag: bool) -> Tensor:
     return self.second(x, flag)  # type: ignore[no-any-return]
 

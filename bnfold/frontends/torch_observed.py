@@ -157,7 +157,8 @@ class _Run:
     def _watch(self, path: str, part: nn.Module) -> None:
         def enter(_part: nn.Module, args: Any, kwargs: Any) -> None:
             if self._stack != [""] or path:
-                self._reached(path, f"{self._stack[-1] or 'the whole'} calls {path}")
+                if not _is_stateless(part):  # an activation that many modules share is the same to all of them
+                    self._reached(path, f"{self._stack[-1] or 'the whole'} calls {path}")
                 self._stack.append(path)
             self._note(path, args, kwargs)
 
@@ -253,3 +254,9 @@ def _flat_spec(count: int) -> Any:
     from torch.utils import _pytree  # noqa: PLC0415
 
     return _pytree.tree_flatten((tuple(range(count)), {}))[1]
+
+
+def _is_stateless(part: nn.Module) -> bool:
+    """Whether it is a layer of torch's own without parameters, buffers and modules in it, which no fold changes."""
+    own = type(part).__module__.startswith("torch.nn.modules.")
+    return own and not any((part._parameters, part._buffers, part._modules))

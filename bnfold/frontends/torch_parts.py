@@ -159,9 +159,9 @@ class _Search:
         for length in range(len(pieces)):
             above = ".".join(pieces[:length])
             unseen = self._unseen_of(above)
-            yield unseen.anything
+            yield "" if self._is_open else unseen.anything
             yield next((unseen.names[name] for name in (*pieces[length:], *sorted(inside)) if name in unseen.names), "")
-            if strict:
+            if strict and not self._is_open:
                 yield unseen.at_all
                 made_of_numbers = above in self._seen.decides and any(_has_flags(call) for call in calls)
                 yield "a number that a tensor holds may become a flag" if made_of_numbers else ""
