@@ -37,6 +37,7 @@ def examine(made: RandomModule, *, checked: bool = False) -> Findings:
         if folded is not None:
             found.failures.extend(f"{form}: {line}" for line in _differences(made, folded))
         if folded is not None and form == "own":
+            found.failures.extend(_on_options(made, folded))
             _stored(made, folded, found)
     if before.keys() != _state(made.module).keys() or any(
         not _same(v, _state(made.module)[k]) for k, v in before.items()
@@ -97,11 +98,11 @@ def _inputs(x: Tensor) -> list[tuple[str, Tensor]]:
     ]
 
 
-def _run(net: nn.Module, x: Tensor) -> list[Tensor]:
+def _run(net: nn.Module, x: Tensor, options: tuple[Any, ...] = ()) -> list[Tensor]:
     """The outputs, and what became of the input, which the module may change."""
     given = x.clone()
     with torch.no_grad():
-        made = net(given)
+        made = net(given, *options)
     return [*(t.clone() for t in as_tensors(made)), given]
 
 
@@ -114,6 +115,19 @@ def _unequal(old: list[Tensor], new: list[Tensor]) -> list[str]:
             lines.append(f"output {i}: {tuple(a.shape)} became {tuple(b.shape)}")
         elif not (worst := float((a - b).abs().max())) <= EXACT * max(float(a.abs().max()), 1.0):  # NaN is off too
             lines.append(f"output {i} is off by {worst:.2g}")
+    return lines
+
+
+def _on_options(made: RandomModule, folded: nn.Module) -> list[str]:
+    """With other flags and numbers than those of the example."""
+    lines = []
+    for given in made.options:
+        try:
+            old = _run(copied(made.module), made.inputs[0], given)
+        except RuntimeError:
+            continue  # the module itself does not take them
+        new = _run(copied(folded), made.inputs[0], given)
+        lines.extend(f"own: called with {given}: {line}" for line in _unequal(old, new))
     return lines
 
 

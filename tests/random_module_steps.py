@@ -166,6 +166,21 @@ def decision(w: Writer, x: str) -> str:
     return w.step("d + 0")
 
 
+def by_the_caller(w: Writer, x: str) -> str:
+    """What is computed depends on a flag or a number that the caller gives."""
+    if w.chance(0.5):
+        return w.step(f"{x} * scale")
+    w.line(f"y = {x}\nif flag:\n    y = {w.pick(f'F.relu({x})', f'{x} + 1', *_layers(w, x))}")
+    return w.step("y + 0")
+
+
+def _layers(w: Writer, x: str) -> list[str]:
+    """Calls of layers that are there already and keep the shape."""
+    written = {line.split(" = ")[0] for line in w.init}
+    norms = [f"self.{n}" for n, part in w.net.named_children() if getattr(part, "num_features", 0) == _shape(w, x)[1]]
+    return [f"{name}({x})" for name in norms if name in written]
+
+
 def stored(w: Writer, x: str) -> str:
     """A value or a buffer on the module itself, read again."""
     if w.chance(0.5):
@@ -177,7 +192,15 @@ def stored(w: Writer, x: str) -> str:
     return w.step(f"{x} + self.b{len(w.init) - 1}")
 
 
-CARRIERS: dict[Step, float] = {activation: 3, view: 3, resample: 2, join: 2, arithmetic: 1.5, in_place: 0.7}
+CARRIERS: dict[Step, float] = {
+    activation: 3,
+    view: 3,
+    resample: 2,
+    join: 2,
+    arithmetic: 1.5,
+    in_place: 0.7,
+    by_the_caller: 0.6,
+}
 OTHERS: dict[Step, float] = {
     **CARRIERS,
     linear: 3,

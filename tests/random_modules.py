@@ -117,11 +117,19 @@ def drawn(w: Writer, weights: dict[Step, float]) -> Step:
 
 @dataclass(frozen=True, eq=False)
 class RandomModule:
-    """A module in eval mode and in float64, what it can be run on, and its source."""
+    """A module in eval mode and in float64, what it can be run on, and its source.
+
+    Attributes:
+        module: Its forward pass takes an image, and maybe a flag and a number, which have defaults.
+        inputs: The image.
+        source: The text of its class.
+        options: Values of the flag and the number that a caller may give as well.
+    """
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
     source: str
+    options: tuple[tuple[Any, ...], ...] = ()
 
 
 def random_module(seed: int, folder: Path, size: int | None = None) -> RandomModule:
@@ -134,22 +142,23 @@ def random_module(seed: int, folder: Path, size: int | None = None) -> RandomMod
     x = torch.randn(*shape, dtype=torch.float64)
     names: dict[str, Any] = {}
     exec(_HEAD.split("class Net", maxsplit=1)[0], names)
-    w = Writer(rng, nn.Module().double(), {"x": x}, names=names)
+    w = Writer(rng, nn.Module().double(), {"x": x}, names=names | {"flag": False, "scale": 1.0})
     torch.set_default_dtype(torch.float64)
     try:
         steps.walk(w, int(rng.integers(SMALLEST, LARGEST)) if size is None else size)
-        source = _source(w, steps.returned(w))
+        is_open = any("flag" in line or "scale" in line for line in w.body)
+        source = _source(w, steps.returned(w), ", flag=False, scale=1.0" if is_open else "")
         module = _imported(source, folder / f"random_module_{seed}.py")
     finally:
         torch.set_default_dtype(torch.float32)
     steps.enliven(module, seed)
-    return RandomModule(module, (x,), source)
+    return RandomModule(module, (x,), source, ((True, 1.0), (False, -2.0)) if is_open else ())
 
 
-def _source(w: Writer, returned: str) -> str:
+def _source(w: Writer, returned: str, further: str) -> str:
     init = "".join(f"        {line}\n" for line in w.init)
     body = "".join(f"        {line}\n" for statement in w.body for line in statement.splitlines())
-    return f"{_HEAD}{init}\n    def forward(self, x):\n{body}        return {returned}\n"
+    return f"{_HEAD}{init}\n    def forward(self, x{further}):\n{body}        return {returned}\n"
 
 
 def _imported(source: str, path: Path) -> nn.Module:
