@@ -52,6 +52,7 @@ class _Found:
     comparisons: list[TensorComparison] = field(default_factory=list)
     runs: list[Mapping[str, tuple[int, ...]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    outputs: int = 0
     alive: bool = False
 
 
@@ -119,6 +120,7 @@ def check_other(before: nn.Module, other: Other, inputs: Arguments, seed: int) -
         found.runs.append(shapes)
         found.alive |= any(moves(a, b) for a, b in zip(truth, elsewhere, strict=False))
         found.comparisons += _compared(truth, stored, after, other.names)
+        found.outputs = max(found.outputs, len(truth))
     alive = found.alive and any(entry.compared for entry in found.comparisons)
     return _closed(other.provider, found, alive=alive)
 
@@ -126,7 +128,7 @@ def check_other(before: nn.Module, other: Other, inputs: Arguments, seed: int) -
 def _closed(provider: str, found: _Found, *, alive: bool) -> QuickCheck:
     if not found.runs:
         return QuickCheck(provider, (), (), tuple(found.notes), (), None, failed=False, proves=False)
-    return outcome(provider, found.comparisons, found.notes, found.runs, alive=alive)
+    return outcome(provider, found.comparisons, found.notes, found.runs, alive=alive, outputs=found.outputs)
 
 
 def _does_not_run(module: nn.Module, error: Exception) -> ModelError:

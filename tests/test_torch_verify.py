@@ -17,6 +17,7 @@ from zoo.functional import Net, conv
 
 import bnfold
 from bnfold.errors import ModelError, UsageError
+from bnfold.wording import quick_line
 
 SHAPE = (2, 3, 9, 9)
 
@@ -188,3 +189,16 @@ def test_wrong_arguments_are_clear_errors() -> None:
         bnfold.verify(net, net, example_inputs=(x(2, 5, 9, 9),))
     with pytest.raises(UsageError, match=r"missing\.onnx: there is no such file"):
         bnfold.verify(net, "missing.onnx")
+
+
+def test_the_line_counts_outputs_and_not_how_often_they_were_compared() -> None:
+    net = pair()
+    report = bnfold.fold(net, example_inputs=(x(),)).report
+    assert report.verification is not None
+    (folded,) = report.verification.quick
+    assert quick_line(folded).startswith("1 output in 4 comparisons, largest error")  # in float64, as stored, two sizes
+    (other,) = bnfold.verify(net, as_onnx(net), example_inputs=(x(),)).quick
+    assert quick_line(other).startswith("1 output in 3 comparisons, largest error")
+    two = Net(lambda s, x: (s.inner(x), x + 1), inner=net).eval()
+    (both,) = bnfold.verify(two, copy.deepcopy(two), example_inputs=(x(),)).quick
+    assert quick_line(both).startswith("2 outputs in 6 comparisons")
