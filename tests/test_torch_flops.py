@@ -177,7 +177,9 @@ class Asks(nn.Module):
 def test_a_module_that_cannot_be_captured_is_counted_and_left_as_it_was() -> None:
     net = Asks().eval()
     flops = bnfold.inspect(net, example_inputs=(torch.ones(1, 3, 5, 5),)).before.flops
-    assert flops == Flops(Work(4 * 9 * 27, 2 * 36 + 75 + 1), {"input 0": (1, 3, 5, 5)})  # the sum, and the 1 that it adds
+    assert flops == Flops(
+        Work(4 * 9 * 27, 2 * 36 + 75 + 1), {"input 0": (1, 3, 5, 5)}
+    )  # the sum, and the 1 that it adds
     assert not net.seen
     assert net.runs == 0
 

@@ -354,7 +354,9 @@ def test_the_remedy_for_what_a_module_cannot_hold_is_told() -> None:
 
 
 def test_the_remedy_for_a_bound_of_each_channel_is_what_helps() -> None:
-    norm = Net(lambda s, x: torch.cat([x, s.next(torch.relu(s.bn(x)))], 1), bn=nn.BatchNorm2d(4), next=conv(4, 4, padding=1))
+    norm = Net(
+        lambda s, x: torch.cat([x, s.next(torch.relu(s.bn(x)))], 1), bn=nn.BatchNorm2d(4), next=conv(4, 4, padding=1)
+    )
     net = alive(nn.Sequential(conv(), nn.MaxPool2d(2), norm), 2, 3, 12, 12)
     asked = {"example_inputs": (sample(2, 3, 12, 12),)}
     (kept,) = bnfold.inspect(net, **asked).kept
