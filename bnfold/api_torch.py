@@ -11,6 +11,7 @@ from bnfold.errors import ModelError
 from bnfold.folding import FoldPlan
 from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import copied, in_float64
+from bnfold.frontends.torch_flops import count_flops
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_lazy import has_lazy, initialise, is_lazy, lazy_tensors
 from bnfold.model_size import scales_of
@@ -33,7 +34,7 @@ def inspect_module(module: nn.Module, inputs: Arguments | None, wanted: Callable
         ModelError: The module is in training mode, or does not run on the inputs.
     """
     planned = _plan(module, inputs, wanted)
-    before, scales = _size(module, planned), scales_of(planned.parts)
+    before, scales = _size(module, planned, inputs), scales_of(planned.parts)
     return Report(type(module).__name__, planned.decisions, before, notes=planned.notes, scales=scales)
 
 
@@ -48,10 +49,11 @@ def fold_module(
         MachineError: The check cannot be run here, or proves nothing.
     """
     planned = _plan(module, inputs, wanted)
-    name, before = type(module).__name__, _size(module, planned)
+    name, before = type(module).__name__, _size(module, planned, inputs)
     folded = _written(copied(module), planned)
     gone = sum(len(made.bench.removed) for _, made in planned.parts)
-    after = Size(before.nodes - gone, before.batchnorms - gone, *_stored(folded))
+    flops = count_flops(folded, inputs or planned.inputs)
+    after = Size(before.nodes - gone, before.batchnorms - gone, *_stored(folded), flops)
     scales, moved = scales_of(planned.parts), proof.recalibration
     report = Report(name, planned.decisions, before, after, None, planned.notes, scales, moved)
     if proof.verify:
@@ -128,13 +130,14 @@ def _changes_again(graph: TorchGraph, name: str, changed: set[str]) -> bool:
     return any(op.name == name and op.outputs[0] in changed for op in graph.operators)
 
 
-def _size(module: nn.Module, planned: Planned) -> Size:
-    """Of a module that was not captured whole, the operators of its parts."""
+def _size(module: nn.Module, planned: Planned, inputs: Arguments | None) -> Size:
+    """Of a module that was not captured whole, the operators of its parts; FLOPs at the caller's own sizes."""
     operators = [op for graph, _ in planned.parts for op in graph.operators]
     norms = [op for op in operators if isinstance(op.view, BatchNorm) or _is_kept(op.view)]
     held = {op.name for op in norms}
     elsewhere = [d for d in planned.decisions if d.subject.is_batchnorm and d.subject.name not in held]
-    return Size(len(operators) + len(elsewhere), len(norms) + len(elsewhere), *_stored(module))
+    flops = count_flops(module, inputs or planned.inputs)
+    return Size(len(operators) + len(elsewhere), len(norms) + len(elsewhere), *_stored(module), flops)
 
 
 def _is_kept(view: object) -> bool:

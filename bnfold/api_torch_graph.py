@@ -12,6 +12,7 @@ from bnfold.errors import VerificationError
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.torch_arguments import Arguments, demanded
 from bnfold.frontends.torch_capture import Captured, capture_graph, captured_program
+from bnfold.frontends.torch_flops import count_flops
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_graph_module import as_module
 from bnfold.frontends.torch_limits import fixed_sizes, limits
@@ -58,11 +59,22 @@ class _Planned:
     graph: TorchGraph
     plan: FoldPlan
     notes: tuple[str, ...]
+    sample: Arguments
 
     @property
     def report(self) -> Report:
-        size, scales = _size(self.captured.program, self.graph), scales_of([(self.graph, self.plan)])
+        size, scales = self.size(self.captured.program, self.graph), scales_of([(self.graph, self.plan)])
         return Report("program", self.plan.decisions, size, notes=self.notes, scales=scales)
+
+    def size(self, program: ExportedProgram, graph: TorchGraph) -> Size:
+        """Of the program or what becomes of it; FLOPs at the caller's own sizes, if it holds for them."""
+        norms = [op for op in graph.operators if isinstance(op.view, BatchNorm) or _is_kept(op.view)]
+        tensors = [t for _, t in (*program.named_parameters(), *program.named_buffers())]
+        numbers, stored = sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
+        flops = count_flops(as_module(program), self.sample)
+        if flops.work is None and self.sample is not self.captured.inputs:
+            flops = count_flops(as_module(program), self.captured.inputs)
+        return Size(len(graph.operators), len(norms), stored, numbers, flops)
 
 
 def inspect_graph(module: nn.Module, inputs: Arguments | None, settings: GraphSettings) -> Report:
@@ -73,7 +85,7 @@ def inspect_graph(module: nn.Module, inputs: Arguments | None, settings: GraphSe
         ModelError: The module is in training mode, or cannot be captured.
     """
     captured, notes = capture_module(module, inputs, settings)
-    report = _plan(captured, settings).report
+    report = _plan(captured, settings, inputs).report
     return replace(report, model=type(module).__name__, notes=notes + report.notes)
 
 
@@ -97,22 +109,23 @@ def fold_to_program(
     name = type(module).__name__
     if proof.verify:
         check_capture(module, captured, proof, name)
-    program, report = fold_program(captured.program, captured.inputs, settings, proof, name=name)
+    program, report = fold_program(captured.program, captured.inputs, settings, proof, name=name, sample=inputs)
     return program, replace(report, notes=notes + report.notes)
 
 
 def inspect_program(program: ExportedProgram, inputs: Arguments, settings: GraphSettings, name: str) -> Report:
     """What `fold_program` would do."""
-    return replace(_plan(captured_program(program, inputs), settings).report, model=name)
+    return replace(_plan(captured_program(program, inputs), settings, inputs).report, model=name)
 
 
-def fold_program(
+def fold_program(  # noqa: PLR0913
     program: ExportedProgram,
     inputs: Arguments,
     settings: GraphSettings,
     proof: Proof,
     *,
     name: str = "program",
+    sample: Arguments | None = None,
 ) -> tuple[ExportedProgram, Report]:
     """Fold an exported program, which stays as it is.
 
@@ -122,14 +135,15 @@ def fold_program(
         settings: What to do; `static_shapes` means nothing here, as the program says which sizes it takes.
         proof: How to check it.
         name: What it is called in the report.
+        sample: Inputs of the sizes to count FLOPs at; by default `inputs`.
 
     Raises:
         VerificationError, MachineError: As `fold_graph`.
     """
-    planned = _plan(captured_program(program, inputs), settings)
+    planned = _plan(captured_program(program, inputs), settings, sample)
     folded, _ = rewritten(program, planned.graph, planned.plan)
     graph = TorchGraph(None, captured_program(folded, inputs))
-    report = replace(planned.report, model=name, after=_size(folded, graph), recalibration=proof.recalibration)
+    report = replace(planned.report, model=name, after=planned.size(folded, graph), recalibration=proof.recalibration)
     if not proof.verify:
         return folded, report
     report = replace(report, verification=_check(planned, folded, proof))
@@ -149,11 +163,12 @@ def capture_module(
     return captured, (*limits(captured), *fixed_sizes(module, captured))
 
 
-def _plan(captured: Captured, settings: GraphSettings) -> _Planned:
+def _plan(captured: Captured, settings: GraphSettings, sample: Arguments | None) -> _Planned:
     graph = TorchGraph(None, captured)
     made = plan(graph, settings.wanted, reduces=settings.reduce, merges=settings.merge)
     made = leave(made, settings.leftover)
-    return _Planned(captured, graph, made, merge_notes([((), merge) for merge in made.merges]))
+    notes = merge_notes([((), merge) for merge in made.merges])
+    return _Planned(captured, graph, made, notes, sample or captured.inputs)
 
 
 def check_capture(module: nn.Module, captured: Captured, proof: Proof, name: str) -> None:
@@ -186,13 +201,6 @@ def _check(planned: _Planned, folded: ExportedProgram, proof: Proof) -> Verifica
         producer = None if first is None else planned.graph.producer(first)
         check = replace(check, first_divergence=check.first_divergence if producer is None else producer.name)
     return Verification((), (check,))
-
-
-def _size(program: ExportedProgram, graph: TorchGraph) -> Size:
-    norms = [op for op in graph.operators if isinstance(op.view, BatchNorm) or _is_kept(op.view)]
-    tensors = [t for _, t in (*program.named_parameters(), *program.named_buffers())]
-    numbers, stored = sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
-    return Size(len(graph.operators), len(norms), stored, numbers)
 
 
 def _is_kept(view: object) -> bool:

@@ -150,10 +150,11 @@ def check_comparison(context: click.Context, after: str) -> None:
         UsageError: One was given.
     """
     flags = {"data": "--verify-data", "reproduce": "--reproduce", "inputs": "--input", "oracle": "--oracle"}
-    flags |= {"metric": "--metric", "metric_output": "--metric-output", "no_deployed": "--no-deployed"}
+    flags |= {"metric": "--metric", "metric_output": "--metric-output"}
     if is_torch_file(after):
-        flags["providers"] = "--provider"
+        flags |= {"providers": "--provider", "no_deployed": "--no-deployed"}
     for name, flag in flags.items():
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"{flag} has no place here", where=after, remedy="compare with an ONNX model of it"
-                             if flag == "--provider" else "make an ONNX model of it and compare with that")  # fmt: skip
+            has_one = flag in ("--provider", "--no-deployed")
+            remedy = "compare with an ONNX model of it" if has_one else "make an ONNX model of it and compare with that"
+            raise UsageError(f"{flag} has no place here", where=after, remedy=remedy)

@@ -74,6 +74,7 @@ def verify_command(  # noqa: PLR0913
                 trust_pickle=trust_pickle,
                 providers=providers,
                 seed=seed,
+                deployed=asked["deployed"],
                 progress=tell,
             )
         else:

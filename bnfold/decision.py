@@ -139,7 +139,10 @@ REMEDIES: dict[Reason, str] = {
     Reason.COMPUTES_IN_INTEGERS: "fold before the model is quantised",
     Reason.COSTS_MORE: "try --reduce, which makes activations dearer if BatchNorms vanish by that",
     Reason.SHIFT_MEETS_PADDING: "train with padding by reflection or without padding",
-    Reason.MODULE_CANNOT_HOLD_IT: "fold the module with as_graph=True, which makes a graph of it",
+    Reason.MODULE_CANNOT_HOLD_IT: (
+        "try as_graph=True, which makes a graph of the module, and reduce=True with it where an activation would get a "
+        "bound for each channel"
+    ),
     Reason.WEIGHTS_NOT_CONSTANT: "try --simplify, which evaluates what is constant",
     Reason.NOT_INITIALISED: "run the module once before, which gives it its parameters",
     Reason.PART_ENDS_HERE: "let one module hold the BatchNorm and what it follows, with no decision in between",

@@ -82,6 +82,8 @@ class Deployed:
         errors: All four results against float64, where that was asked or something was in doubt.
         notes: What a reader must know, in full sentences.
         trouble: Why nothing could be compared; empty where it could.
+        alone: Whether the original is a PyTorch module, which the runtime does not run: `original` and `between` are
+            empty, and what the optimiser gets wrong is lost.
     """
 
     original: Moved = Moved()
@@ -90,6 +92,7 @@ class Deployed:
     errors: tuple[LevelErrors, ...] = ()
     notes: tuple[str, ...] = ()
     trouble: str = ""
+    alone: bool = False
 
     @property
     def blame(self) -> Blame:
@@ -108,7 +111,8 @@ class Deployed:
     def lost(self) -> tuple[str, ...]:
         """Outputs that the optimiser gets wrong in the folded model, though right in the original."""
         right = {entry.name for entry in self.original.comparisons if entry.passed}
-        return tuple(entry.name for entry in self.folded.comparisons if entry.failed and entry.name in right)
+        wrong = [entry.name for entry in self.folded.comparisons if entry.failed]
+        return tuple(name for name in wrong if self.alone or name in right)
 
     @property
     def failed(self) -> bool:
@@ -120,10 +124,14 @@ class Deployed:
         """What is wrong with the folded model as deployed and not with the original, as a clause; empty if nothing."""
         if self.lost:
             names = ", ".join(self.lost[:3]) + (f" and {len(self.lost) - 3} more" if len(self.lost) > 3 else "")
+            whose = " wrong" if self.alone else " of the folded model wrong, though not of the original"
+            right = "model" if self.alone else "fold"
             return (
-                f"as deployed, at {LEVEL}, the runtime's own optimiser gets {names} of the folded model wrong, though "
-                "not of the original; the fold is right with the optimiser off"
+                f"as deployed, at {LEVEL}, the runtime's own optimiser gets {names}{whose}; the {right} is right with "
+                "the optimiser off"
             )
+        if self.alone and self.folded.trouble:
+            return f"the model cannot be run as deployed, at {LEVEL}: {self.folded.trouble}"
         if self.folded.trouble and not self.original.trouble:
             return f"the original can be run as deployed, at {LEVEL}, and the folded model not: {self.folded.trouble}"
         return ""

@@ -85,7 +85,7 @@ def _judge(rerun: Rerun, now: tuple[Results, Results], names: Sequence[str], run
         for name in names:
             known = [outputs[name] for outputs in originals]
             folded, *deployed = (
-                _verdict(truth[name], known, None if other is None else other[name]) for other in others
+                against_truth(truth[name], known, None if other is None else other[name]) for other in others
             )
             assert folded is not None
             verdict = _Judged(folded, (deployed[0], deployed[1]))
@@ -93,7 +93,7 @@ def _judge(rerun: Rerun, now: tuple[Results, Results], names: Sequence[str], run
     return worst
 
 
-def _verdict(
+def against_truth(
     truth: NDArray[np.float64], originals: Sequence[NDArray[Any]], other: NDArray[Any] | None
 ) -> Errors | None:
     """One result against the truth, allowed what the original's own errors allow; None where there is none."""
@@ -122,10 +122,10 @@ def _errors(name: str, verdict: _Judged) -> LevelErrors:
 
 
 def _settled(moved: Moved, verdicts: Mapping[str, Errors | None]) -> Moved:
-    return replace(moved, comparisons=tuple(_settle(entry, verdicts.get(entry.name)) for entry in moved.comparisons))
+    return replace(moved, comparisons=tuple(settle(entry, verdicts.get(entry.name)) for entry in moved.comparisons))
 
 
-def _settle(entry: TensorComparison, verdict: Errors | None) -> TensorComparison:
+def settle(entry: TensorComparison, verdict: Errors | None) -> TensorComparison:
     """What differs is rounding, or is not, or cannot be told."""
     if verdict is None or not entry.failed:
         return entry if verdict is None or not verdict.believed else replace(entry, oracle=verdict)

@@ -55,6 +55,8 @@ class QuickCheck:
         agreement: Whether both models decide alike on the caller's data; None where that was not asked.
         deployed: Both models as people deploy them; None where that was not asked, or nothing was run.
         tf32: What TF32 does to both; None but on CUDA.
+        outputs: How many outputs were compared, where some were more than once (of PyTorch modules, which are compared
+            in float64 and as stored, at several sizes); None where each has one comparison.
     """
 
     provider: str
@@ -71,6 +73,7 @@ class QuickCheck:
     agreement: Agreement | None = None
     deployed: Deployed | None = None
     tf32: Tf32 | None = None
+    outputs: int | None = None
 
     @property
     def passed(self) -> bool:

@@ -7,18 +7,20 @@ of the module as it is stored. The inputs are the caller's, standard normal numb
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from bnfold.comparison import TensorComparison
+from bnfold.deployed import Deployed
 from bnfold.errors import BnfoldError, ModelError
 from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import in_float64
 from bnfold.interfaces import failure
 from bnfold.quickcheck import QuickCheck
 from bnfold.runtime import open_session
+from bnfold.torch_deployed import Seen, deployed_alone
 from bnfold.torch_running import Stored, cast, drawn, run, samples, tensors
 from bnfold.torchcheck import as_stored, moves, outcome
 
@@ -39,12 +41,15 @@ class Other:
         run: Runs it.
         names: Of its outputs; empty if it has none.
         takes: The number of its inputs; None if that does not matter.
+        deployed: Runs it as it is deployed, on inputs and with what the module gives for them in float64; None where it
+            is deployed as it runs.
     """
 
     provider: str
     run: _Runner
     names: tuple[str, ...] = ()
     takes: int | None = None
+    deployed: Callable[[list[tuple[Arguments, list[Any]]]], Deployed] | None = None
 
 
 @dataclass(eq=False)
@@ -52,6 +57,8 @@ class _Found:
     comparisons: list[TensorComparison] = field(default_factory=list)
     runs: list[Mapping[str, tuple[int, ...]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    truths: list[tuple[Arguments, list[Any]]] = field(default_factory=list)
+    outputs: int = 0
     alive: bool = False
 
 
@@ -60,8 +67,8 @@ def module_as_other(module: nn.Module, seed: int) -> Other:
     return Other("torch", lambda sample: run(module, sample, seed)[0])
 
 
-def model_as_other(model: onnx.ModelProto, provider: str) -> Other:
-    """An ONNX model in onnxruntime, unoptimised.
+def model_as_other(model: onnx.ModelProto, provider: str, *, deployed: bool = True) -> Other:
+    """An ONNX model in onnxruntime, unoptimised, and as it is `deployed` unless that is left out.
 
     Raises:
         MissingPackageError, ProviderError: onnxruntime, or the provider, is not there, or cannot load the model.
@@ -69,16 +76,17 @@ def model_as_other(model: onnx.ModelProto, provider: str) -> Other:
     session = open_session(model, provider)
     inputs = [(value.name, session.types[value.name]) for value in session.handle.get_inputs()]
     names = tuple(value.name for value in session.handle.get_outputs())
-    return Other(provider, _runner(session, inputs, names), names, len(inputs))
 
+    def feeds(sample: Arguments) -> dict[str, Any]:
+        return {name: _as_numpy(tensor, kind) for (name, kind), tensor in zip(inputs, tensors(sample), strict=True)}
 
-def _runner(session: Any, inputs: list[tuple[str, str]], names: tuple[str, ...]) -> _Runner:
     def outputs(sample: Arguments) -> list[Any]:
-        fed = zip(inputs, tensors(sample), strict=True)
-        feeds = {name: _as_numpy(tensor, kind) for (name, kind), tensor in fed}
-        return [_stored(array) for array in session.run(names, feeds).values()]
+        return [_stored(array) for array in session.run(names, feeds(sample)).values()]
 
-    return outputs
+    def optimised(runs: list[tuple[Arguments, list[Any]]]) -> Deployed:
+        return deployed_alone(model, session, names, [Seen(feeds(sample), truth) for sample, truth in runs])
+
+    return Other(provider, outputs, names, len(inputs), optimised if deployed else None)
 
 
 def _as_numpy(tensor: Any, kind: str) -> Any:
@@ -119,14 +127,19 @@ def check_other(before: nn.Module, other: Other, inputs: Arguments, seed: int) -
         found.runs.append(shapes)
         found.alive |= any(moves(a, b) for a, b in zip(truth, elsewhere, strict=False))
         found.comparisons += _compared(truth, stored, after, other.names)
+        found.truths += [(sample, truth)] if len(truth) == len(after) else []
+        found.outputs = max(found.outputs, len(truth))
     alive = found.alive and any(entry.compared for entry in found.comparisons)
-    return _closed(other.provider, found, alive=alive)
+    check = _closed(other.provider, found, alive=alive)
+    return (
+        check if other.deployed is None or not found.truths else replace(check, deployed=other.deployed(found.truths))
+    )
 
 
 def _closed(provider: str, found: _Found, *, alive: bool) -> QuickCheck:
     if not found.runs:
         return QuickCheck(provider, (), (), tuple(found.notes), (), None, failed=False, proves=False)
-    return outcome(provider, found.comparisons, found.notes, found.runs, alive=alive)
+    return outcome(provider, found.comparisons, found.notes, found.runs, alive=alive, outputs=found.outputs)
 
 
 def _does_not_run(module: nn.Module, error: Exception) -> ModelError:

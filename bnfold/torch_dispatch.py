@@ -97,6 +97,7 @@ def verify_torch(  # noqa: PLR0913
     *,
     providers: tuple[str, ...],
     seed: int,
+    deployed: bool,
     progress: Callable[[str], None] | None,
 ) -> Verification:
     """`verify` with a module; `others` as in `inspect_torch`.
@@ -110,11 +111,12 @@ def verify_torch(  # noqa: PLR0913
         raise UsageError("a PyTorch module is the first of the two", where="verify", remedy="verify(module, model)")
     if any(others):
         what = (
-            "of a module, verify takes example_inputs, example_kwargs, providers, seed and progress, and nothing else"
+            "of a module, verify takes example_inputs, example_kwargs, providers, seed, progress and, with an ONNX "
+            "model, deployed, and nothing else"
         )
         raise UsageError(what, where="verify")
     inputs = read_arguments(before, *example)
-    return verify_module(before, after, inputs, providers=providers, seed=seed, progress=progress)
+    return verify_module(before, after, inputs, providers=providers, seed=seed, deployed=deployed, progress=progress)
 
 
 def refuse_torch(others: tuple[object, ...]) -> None:

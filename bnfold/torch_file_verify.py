@@ -30,6 +30,7 @@ def verify_files(  # noqa: PLR0913
     trust_pickle: bool = False,
     providers: tuple[str, ...] = ("cpu",),
     seed: int = 0,
+    deployed: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
     """Compare the outputs of both, in order; state dicts may be those of folded modules.
@@ -42,6 +43,7 @@ def verify_files(  # noqa: PLR0913
         trust_pickle: Whether files may run code of whoever made them.
         providers: Where an ONNX model runs.
         seed: Of the numbers.
+        deployed: Whether an ONNX model is run as deployed as well.
         progress: Told what is being done.
 
     Raises:
@@ -61,7 +63,8 @@ def verify_files(  # noqa: PLR0913
     )
     try:
         inputs = old.inputs(shapes)
-        return verify_module(old.module, new, inputs, providers=each_provider(providers), seed=seed, progress=progress)
+        where = each_provider(providers)
+        return verify_module(old.module, new, inputs, providers=where, seed=seed, deployed=deployed, progress=progress)
     except ModelError as error:
         if error.where != type(old.module).__name__:
             raise

@@ -25,6 +25,7 @@ def verify_module(  # noqa: PLR0913
     *,
     providers: tuple[str, ...] = ("cpu",),
     seed: int = 0,
+    deployed: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
     """Compare the outputs of `before` with those of `after`.
@@ -35,6 +36,7 @@ def verify_module(  # noqa: PLR0913
         inputs: What the forward pass of `before` takes; its tensors, in order, are the inputs of an ONNX model.
         providers: Where an ONNX model runs.
         seed: Of the numbers.
+        deployed: Whether an ONNX model is run as people deploy it as well, with the runtime's own optimiser.
         progress: Told what is being done.
 
     Raises:
@@ -46,14 +48,14 @@ def verify_module(  # noqa: PLR0913
     check_initialised(before)
     given = demanded(inputs if inputs is not None else next(iter(made_up_inputs(before)), None))
     checks = []
-    for other in _others(after, providers, seed):
+    for other in _others(after, providers, seed, deployed=deployed):
         if progress:
             progress(f"comparing with {'the module' if is_module(after) else 'the model'} on {other.provider}")
         checks.append(check_other(before, other, given, seed))
     return Verification((), tuple(checks))
 
 
-def _others(after: nn.Module | ir.Model, providers: tuple[str, ...], seed: int) -> Iterator[Other]:
+def _others(after: nn.Module | ir.Model, providers: tuple[str, ...], seed: int, *, deployed: bool) -> Iterator[Other]:
     if is_module(after):
         check_mode(after)
         check_initialised(after)
@@ -61,4 +63,4 @@ def _others(after: nn.Module | ir.Model, providers: tuple[str, ...], seed: int) 
         return
     model = in_memory(cast("ir.Model", after))
     for provider in providers:
-        yield model_as_other(model, provider)
+        yield model_as_other(model, provider, deployed=deployed)

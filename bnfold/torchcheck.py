@@ -69,7 +69,7 @@ def torch_check(  # noqa: PLR0913
     if progress:
         progress("checking the folded module")
     reference = in_float64(before) if reference is None else reference
-    alive, culprit = False, None
+    alive, culprit, outputs = False, None, 0
     ways: Sequence[tuple[bool, ...] | None] = paths or (None,)
     for sample, path in ((sample, path) for sample in samples(before, inputs, seed, notes) for path in ways):
         wide = cast(sample)
@@ -88,10 +88,11 @@ def torch_check(  # noqa: PLR0913
         runs.append({f"input {i}": tuple(t.shape) for i, t in enumerate(tensors(sample))})
         alive = alive or any(moves(a, b) for a, b in zip(old, other, strict=False))
         found += _compared(old, nudged, new, stored)
+        outputs = max(outputs, len(old))
         if culprit is None:
             culprit = next((name for path, name in landmarks.items()
                             if not _close(inner_old.get(path), inner_new.get(path))), None)  # fmt: skip
-    return outcome("torch", found, notes, runs, culprit=culprit, alive=alive)
+    return outcome("torch", found, notes, runs, culprit=culprit, alive=alive, outputs=outputs)
 
 
 def outcome(  # noqa: PLR0913
@@ -102,6 +103,7 @@ def outcome(  # noqa: PLR0913
     *,
     culprit: str | None = None,
     alive: bool,
+    outputs: int | None = None,
 ) -> QuickCheck:
     """What the comparisons come to.
 
@@ -112,12 +114,15 @@ def outcome(  # noqa: PLR0913
         runs: Shapes of the inputs of every run.
         culprit: What is to blame for a difference, where that is known.
         alive: Whether the outputs follow the inputs.
+        outputs: How many outputs the original has, where each may have several comparisons.
     """
     failed = [entry for entry in found if entry.failed]
     if not alive:
         notes = [*notes, "The outputs do not follow the inputs."]
     first = (culprit or failed[0].name) if failed else None
-    return QuickCheck(provider, tuple(found), (), tuple(notes), tuple(runs), first, bool(failed), alive and bool(found))
+    proves = alive and bool(found)
+    return QuickCheck(provider, tuple(found), (), tuple(notes), tuple(runs), first, bool(failed), proves,
+                      outputs=outputs)  # fmt: skip
 
 
 def _not_run(

@@ -27,6 +27,7 @@ def verify(
     example_kwargs: Mapping[str, Any] | None = ...,
     providers: Sequence[str] = ...,
     seed: int = ...,
+    deployed: bool = ...,
     progress: Progress | None = ...,
 ) -> Verification: ...
 
@@ -71,15 +72,17 @@ def verify(  # noqa: PLR0913
     Then their outputs as they are deployed, with the runtime's own optimiser, unless `deployed` says not to.
 
     A PyTorch module is compared with another one, or with an ONNX model of it, by their outputs in order: on the given
-    `example_inputs` and `example_kwargs`, numbers of their shapes, and other sizes. Args and errors as `fold`; a
+    `example_inputs` and `example_kwargs`, numbers of their shapes, and other sizes; the model then as deployed, where
+    it must be as right as it was. Args and errors as `fold`; a
     difference is no error here but in the result.
     """
     wishes = Wishes(inputs, oracle, metric, metric_output, deployed=deployed)
     if is_module(before) or is_module(after):
         loaded = after if is_module(after) else opened(cast("ModelLike", after))[0]
         example = example_inputs, example_kwargs
-        return verify_torch(before, loaded, example, (shapes, data is not None, wishes, not deployed),
-                            providers=each_provider(providers), seed=seed, progress=progress)  # fmt: skip
+        others = shapes, data is not None, wishes, not deployed and is_module(after)
+        return verify_torch(before, loaded, example, others, providers=each_provider(providers), seed=seed,
+                            deployed=deployed, progress=progress)  # fmt: skip
     if example_inputs is not None or example_kwargs is not None:
         what = "example_inputs and example_kwargs are for PyTorch modules"
         raise UsageError(what, where="verify", remedy="data=... is for ONNX models")

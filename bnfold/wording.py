@@ -182,11 +182,20 @@ def damaged_line(tried: Sequence[SelfTest]) -> str:
 
 def quick_line(check: QuickCheck) -> str:
     """The end-to-end check on one provider in one line."""
-    tensors = f"{count(len(check.comparisons), 'output')}, {count(len(check.inner), 'inner tensor')}"
+    inner = f", {count(len(check.inner), 'inner tensor')}" if check.outputs is None else ""
+    tensors = f"{_outputs(check)}{inner}"
     worst = worst_of((*check.comparisons, *check.inner))
     error = f", largest error {worst.error:.2g} of its scale ({worst.tolerance:.1g} allowed)" if worst else ""
     besides = f", then {', '.join(check.kinds)}" if check.kinds else ""
     return f"{tensors}{error}; {' and '.join(map(shapes_of, check.runs)) or 'nothing was run'}{besides}"
+
+
+def _outputs(check: QuickCheck) -> str:
+    """`2 outputs`, and of those that were compared more than once how often."""
+    made = len(check.comparisons)
+    if check.outputs is None or check.outputs == made:
+        return count(made, "output")
+    return f"{count(check.outputs, 'output')} in {count(made, 'comparison')}"
 
 
 def oracle_line(check: QuickCheck) -> str:

@@ -26,6 +26,8 @@ def _effect(deployed: Deployed) -> str:
     match deployed.blame:
         case "neither" if original.worst is None and folded.worst is None:
             return "no output could be compared"
+        case "neither" if deployed.alone:
+            return f"the optimiser moves the model by {_far(folded)}"
         case "neither":
             return f"the optimiser moves the original by {_far(original)}, the folded model by {_far(folded)}"
         case "original":

@@ -76,6 +76,7 @@ CALLS: dict[str, tuple[Maker, Maker, tuple[str, ...], int, str]] = {
     "an input": (exported, exported, ("--input", "image=x.npy"), 2, "--input has no place here"),
     "all providers for a module": (exported, exported, ("--provider", "all"), 2, "--provider has no place here"),
     "a provider for a module": (exported, exported, ("--provider", "cpu"), 2, "--provider has no place here"),
+    "a deployed level of a module": (exported, exported, ("--no-deployed",), 2, "--no-deployed has no place here"),
     "other sizes": (state, state, (*NET, "--shape", "image=2x4x9x9"), 3, "give other sizes with --shape"),
 }
 
@@ -96,6 +97,17 @@ def test_a_provider_is_for_the_onnx_model(run: Run, folder: Path, tmp_path: Path
     assert run(safe(folder), "-o", tmp_path / "x.onnx", *NET, *SHAPE).code == 0
     call = ("verify", folder / "net.safetensors", tmp_path / "x.onnx", *NET, *SHAPE)
     assert run(*call, "--provider", "cpu").code == 0
+
+
+def test_an_onnx_model_is_run_as_deployed_unless_told_not_to(run: Run, folder: Path, tmp_path: Path) -> None:
+    assert run(safe(folder), "-o", tmp_path / "x.onnx", *NET, *SHAPE).code == 0
+    call = ("verify", folder / "net.safetensors", tmp_path / "x.onnx", *NET, *SHAPE)
+    assert "at ENABLE_ALL the optimiser moves the model by" in " ".join(run(*call).err.split())
+    found = json.loads(run(*call, "--json").out)["verification"]["end_to_end"][0]["deployed"]
+    assert [entry["name"][:8] for entry in found["folded"]["outputs"]] == ["output 0"]
+    assert found["original"]["outputs"] == found["between"]["outputs"] == []
+    left_out = json.loads(run(*call, "--json", "--no-deployed").out)["verification"]["end_to_end"][0]
+    assert left_out["deployed"] is None
 
 
 def test_one_of_two_files_may_need_the_model(run: Run, folder: Path) -> None:

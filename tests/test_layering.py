@@ -60,7 +60,7 @@ TABLE = {
         4,
         "agreement boxes deployed deploying holding rerunning examining feeds inputs interfaces metrics patterns "
         "probing quickcheck localcheck localsizes constantcheck oracle selftest verification torchcheck torch_compared "
-        "torch_running exportcheck",
+        "torch_running torch_deployed exportcheck",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch ml_dtypes",
     ),

@@ -14,7 +14,7 @@ from torch_models import Counting, alive, assert_same, fold, names, reasons, sam
 from zoo.functional import Net, conv
 
 import bnfold
-from bnfold.decision import Folded, Kept, Reason
+from bnfold.decision import Folded, Kept, Reason, Refusal
 from bnfold.errors import ModelError, UsageError
 
 HELD = Reason.MODULE_CANNOT_HOLD_IT
@@ -350,7 +350,20 @@ def test_what_a_module_remembers_of_its_runs_is_not_touched() -> None:
 def test_the_remedy_for_what_a_module_cannot_hold_is_told() -> None:
     net = alive(Net(lambda s, x: s.bn(s.conv(x)) + s.conv(x), conv=conv(), bn=nn.BatchNorm2d(4)))
     (kept,) = fold(net).report.kept
-    assert kept.remedy == "fold the module with as_graph=True, which makes a graph of it"
+    assert kept.remedy.startswith("try as_graph=True, which makes a graph of the module")
+
+
+def test_the_remedy_for_a_bound_of_each_channel_is_what_helps() -> None:
+    norm = Net(
+        lambda s, x: torch.cat([x, s.next(torch.relu(s.bn(x)))], 1), bn=nn.BatchNorm2d(4), next=conv(4, 4, padding=1)
+    )
+    net = alive(nn.Sequential(conv(), nn.MaxPool2d(2), norm), 2, 3, 12, 12)
+    asked = {"example_inputs": (sample(2, 3, 12, 12),)}
+    (kept,) = bnfold.inspect(net, **asked).kept
+    assert kept.refusals[-1] == Refusal(HELD, "2/relu", "a bound for each channel has no place there")
+    assert "reduce=True with it where an activation would get a bound for each channel" in kept.remedy
+    assert bnfold.inspect(net, **asked, as_graph=True).kept  # by itself that is no remedy
+    assert not bnfold.inspect(net, **asked, as_graph=True, reduce=True).kept
 
 
 def test_a_forward_pass_that_asks_for_sizes_says_for_which_it_was_captured() -> None:

@@ -6,17 +6,24 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 from onnx_models import parse
+from spoilt_sessions import Change, doubled, opener
 from test_torch_observed import Block, lively
 from torch import Tensor, nn
 from torch_models import sample
 from zoo.functional import Net, conv
 
 import bnfold
+from bnfold import torch_deployed
+from bnfold.comparison import compare
+from bnfold.deployed import Deployed
 from bnfold.errors import ModelError, UsageError
+from bnfold.wording import quick_line
+from bnfold.wording_deployed import deployed_line
 
 SHAPE = (2, 3, 9, 9)
 
@@ -170,10 +177,14 @@ def test_wrong_arguments_are_clear_errors() -> None:
     net = pair()
     with pytest.raises(UsageError, match="verify: a PyTorch module is the first of the two; verify"):
         bnfold.verify(as_onnx(net), net)  # type: ignore[call-overload]
-    with pytest.raises(UsageError, match="example_inputs, example_kwargs, providers, seed and progress, and nothing"):
+    with pytest.raises(
+        UsageError,
+        match="providers, seed, progress and, with an ONNX model, deployed, and nothing",
+    ):
         bnfold.verify(net, net, shapes={"x": (1,)})  # type: ignore[call-overload]
     with pytest.raises(
-        UsageError, match="takes example_inputs, example_kwargs, providers, seed and progress, and nothing"
+        UsageError,
+        match="providers, seed, progress and, with an ONNX model, deployed, and nothing",
     ):
         bnfold.verify(net, net, example_inputs=(x(),), deployed=False)  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="verify: example_inputs and example_kwargs are for PyTorch modules"):
@@ -188,3 +199,100 @@ def test_wrong_arguments_are_clear_errors() -> None:
         bnfold.verify(net, net, example_inputs=(x(2, 5, 9, 9),))
     with pytest.raises(UsageError, match=r"missing\.onnx: there is no such file"):
         bnfold.verify(net, "missing.onnx")
+
+
+def test_the_line_counts_outputs_and_not_how_often_they_were_compared() -> None:
+    net = pair()
+    report = bnfold.fold(net, example_inputs=(x(),)).report
+    assert report.verification is not None
+    (folded,) = report.verification.quick
+    assert quick_line(folded).startswith("1 output in 4 comparisons, largest error")  # in float64, as stored, two sizes
+    (other,) = bnfold.verify(net, as_onnx(net), example_inputs=(x(),)).quick
+    assert quick_line(other).startswith("1 output in 3 comparisons, largest error")
+    two = Net(lambda s, x: (s.inner(x), x + 1), inner=net).eval()
+    (both,) = bnfold.verify(two, copy.deepcopy(two), example_inputs=(x(),)).quick
+    assert quick_line(both).startswith("2 outputs in 6 comparisons")
+
+
+def twin() -> tuple[nn.Module, ir.Model]:
+    """A network and its ONNX model."""
+    net = pair()
+    return net, as_onnx(net)
+
+
+def as_deployed(monkeypatch: pytest.MonkeyPatch, change: Change | str, net: nn.Module, model: ir.Model) -> Deployed:
+    """What is found where the optimiser does `change` to the model."""
+    monkeypatch.setattr(torch_deployed, "open_session", opener(lambda setting: change if setting.optimised else None))
+    checked = bnfold.verify(net, model, example_inputs=(x(),))
+    (quick,) = checked.quick
+    assert quick.passed  # without the optimiser
+    assert quick.deployed is not None
+    assert checked.failed == quick.deployed.failed != checked.passed
+    assert not bnfold.verify(net, model, example_inputs=(x(),), deployed=False).failed
+    return quick.deployed
+
+
+def test_an_onnx_model_is_compared_as_deployed() -> None:
+    (quick,) = bnfold.verify(*twin(), example_inputs=(x(),)).quick
+    assert quick.deployed is not None
+    (entry,) = quick.deployed.folded.comparisons
+    assert entry.passed
+    assert entry.name == "output 0 (y)"
+    assert deployed_line(quick.deployed).startswith("at ENABLE_ALL the optimiser moves the model by ")
+
+
+def test_what_the_optimiser_gets_wrong_fails_and_names_the_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = as_deployed(monkeypatch, doubled, *twin())
+    assert found.failure == (
+        "as deployed, at ENABLE_ALL, the runtime's own optimiser gets output 0 (y) wrong; the model is right with the "
+        "optimiser off"
+    )
+
+
+def test_a_model_that_only_the_optimiser_cannot_load_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = as_deployed(monkeypatch, "no kernel", *twin())
+    assert found.failure == "the model cannot be run as deployed, at ENABLE_ALL: no kernel"
+
+
+@pytest.mark.parametrize(("moved", "failed"), [(3e-4, False), (3e-3, True)])
+def test_what_the_optimiser_may_move_is_a_thousandth(
+    monkeypatch: pytest.MonkeyPatch, moved: float, failed: bool
+) -> None:
+    found = as_deployed(monkeypatch, lambda _, v: np.asarray(v * (1 + moved), v.dtype), *twin())
+    assert found.failed == failed
+
+
+class Pretended:
+    """A session that always computes the same."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def run(self, names: tuple[str, ...], _feeds: Any) -> dict[str, Any]:
+        return dict.fromkeys(names, self.values)
+
+
+@pytest.mark.parametrize(("times", "failed"), [(1.0, False), (30.0, True)])
+def test_where_they_differ_the_module_in_float64_tells_which_is_right(times: float, failed: bool) -> None:
+    """The model errs by a thousandth of its scale, and with the optimiser by `times` as much the other way."""
+    truth = np.linspace(1.0, 2.0, 24).reshape(2, 3, 4)
+    error = np.where(np.arange(24).reshape(truth.shape) % 2, 2e-3, -2e-3)
+    was, now = ((truth + factor * error).astype(np.float32) for factor in (1.0, -times))
+    entry = compare("y", was, now)
+    assert entry.failed
+    seen = torch_deployed.Seen({"x": np.ones((2, 3), np.float32)}, [truth])
+    judged = torch_deployed._judged(entry, Pretended(was), seen, ("y", truth, was, now))  # type: ignore[arg-type]
+    assert judged.failed == failed
+    assert judged.compared
+
+
+def test_whole_numbers_that_the_optimiser_moves_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(lambda s, x: x.argmax(1), inner=pair()).eval()
+    text = "(float[N,3,H,W] x) => (int64[A,B,C] y) { y = ArgMax<axis = 1, keepdims = 0>(x) }"
+    found = as_deployed(monkeypatch, lambda _, v: v[..., ::-1].copy(), net, ir.from_proto(parse(text, values={})))
+    (entry,) = found.folded.comparisons
+    assert (found.failed, entry.compared, entry.note) == (False, False, "whole numbers may hang on a rounding")
+
+
+def test_another_shape_as_deployed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert as_deployed(monkeypatch, lambda _, values: values[..., :1], *twin()).failed

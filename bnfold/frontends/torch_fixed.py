@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from bnfold import carriers
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.decision import Reason, Refusal
-from bnfold.graph import Answer, Bounds, Operator, PlacedAffine, Step
+from bnfold.graph import Answer, Bounds, Operator, PlacedAffine, SetBounds, Step
 from bnfold.views import Carrier, View
 
 
@@ -56,4 +56,6 @@ def _unchanged(operator: Operator, answer: Answer) -> Step | Refusal:
     assert isinstance(answer, Step)  # one input, one way
     if not answer.edits:
         return answer
-    return Refusal(Reason.MODULE_CANNOT_HOLD_IT, operator.name, "its constants are part of a forward pass")
+    is_bound = any(isinstance(edit, SetBounds) and edit.bounds.varies for edit in answer.edits)
+    why = "a bound for each channel has no place there" if is_bound else "its constants are part of a forward pass"
+    return Refusal(Reason.MODULE_CANNOT_HOLD_IT, operator.name, why)

@@ -37,10 +37,11 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
                         errors relative to the tensor's scale, and the folded one's in units of what is allowed
             agreement   null without --metric, else {metric, output, samples, decisions, same, clear, different,
                         first}: clear decisions are not within rounding, different ones are clear and not the same
-            deployed    null with --no-deployed, of a PyTorch module, and where nothing could be run, else what the
+            deployed    null with --no-deployed, of two PyTorch modules, and where nothing could be run, else what the
                         runtime's own optimiser does: {level, failed, blame,
                         trouble, original, folded, between, errors, notes}; blame is "neither", "original", "folded" or
-                        "both"; original and folded are {trouble, outputs}, each model against itself unoptimised, and
+                        "both"; of a PyTorch module, which no runtime rewrites, original and between are empty; else
+                        original and folded are {trouble, outputs}, each model against itself unoptimised, and
                         between is both as deployed; errors are of {name, original, folded, original_deployed,
                         folded_deployed} against float64, the last two null where the model cannot be run so
             tf32        null but on CUDA, else what TF32 does, which is no part of the verdict: {original, folded}
