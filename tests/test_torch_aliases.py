@@ -83,14 +83,18 @@ def test_an_output_that_is_given_by_name_is_written(is_read: bool) -> None:
     assert found.stale == (frozenset({place, writer}) if is_read else frozenset())
 
 
-def test_a_view_shares_and_writes_nothing() -> None:
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_view_shares_and_writes_nothing(by_name: bool) -> None:
+    def viewed(w: Writer, fresh: fx.Node) -> fx.Node:
+        given = ((), {"self": fresh, "dim": 1, "start": 1}) if by_name else ((fresh, 1, 1), {})
+        return w.graph.call_function(ATEN.slice.Tensor, *given)  # type: ignore[arg-type]
+
     w = Writer()
     fresh = w.add(ATEN.sigmoid.default, w.x)
-    view = w.add(ATEN.slice.Tensor, fresh, 1, 1)
-    assert w.found(w.add(ATEN.add.Tensor, view, fresh)).written == frozenset()
+    assert w.found(w.add(ATEN.add.Tensor, viewed(w, fresh), fresh)).written == frozenset()
     w = Writer()
     fresh = w.add(ATEN.sigmoid.default, w.x)
-    view = w.add(ATEN.slice.Tensor, fresh, 1, 1)
+    view = viewed(w, fresh)
     writer = w.add(ATEN.relu_.default, view)
     found = w.found(writer, w.add(ATEN.exp.default, fresh))
     assert found.stale == {fresh, view, writer}
