@@ -65,9 +65,7 @@ def test_what_is_only_read_by_an_operator_that_writes_keeps_its_meaning(bounds: 
     w = Writer()
     fresh, lowest = w.add(ATEN.sigmoid.default, w.x), w.add(ATEN.neg.default, w.z)
     by_name = bounds == ("kwargs",)
-    writer = (
-        w.add(ATEN.clamp_.Tensor, fresh, min=lowest) if by_name else w.add(ATEN.add_.Tensor, fresh, lowest)
-    )
+    writer = w.add(ATEN.clamp_.Tensor, fresh, min=lowest) if by_name else w.add(ATEN.add_.Tensor, fresh, lowest)
     found = w.found(writer, w.add(ATEN.exp.default, lowest))
     assert found.frozen == frozenset()
     assert found.written == {fresh, writer}

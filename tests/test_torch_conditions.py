@@ -8,21 +8,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils import _pytree
 
 import bnfold
+from bnfold.affine import ChannelAffine
 from bnfold.decision import Reason, Refusal
 from bnfold.errors import InternalError
 from bnfold.frontends import torch_decisions
 from bnfold.frontends.torch_decisions import Decisions, TooLongError, is_foreign
+from bnfold.frontends.torch_guards import _codes, _texts
 from bnfold.frontends.torch_observed import Call, _equal, _kept, _kind, _turned
 from bnfold.frontends.torch_parts import _channels, _fixes_ranks, _is_batchnorm, _is_plain, ends_of
 from bnfold.frontends.torch_read_batchnorm import TorchBatchNorm
-from bnfold.frontends.torch_write import take_out, write
+from bnfold.frontends.torch_write import _write_batchnorm, _write_linear, take_out, write
+from bnfold.views import BatchNorm
 
 
 def call(*args: Any, **kwargs: Any) -> Call:
@@ -112,13 +115,25 @@ def test_forced_decisions_have_an_end_and_others_have_none(monkeypatch: pytest.M
         ("<frozen importlib._bootstrap>", True),
         (__file__, False),
         ("<string>", False),
-        (numpy.__file__, False),
+        (np.__file__, False),
         (str(Path(os.__file__).parent / "site-packages" / "models" / "net.py"), False),
         (str(Path(os.__file__).parent / "dist-packages" / "net.py"), False),
     ],
 )
 def test_code_of_users_and_of_their_libraries_is_not_foreign(filename: str, expected: bool) -> None:
     assert is_foreign(filename) == expected
+
+
+def test_a_demand_is_read_of_the_assertions_alone() -> None:
+    def documented(x: float) -> None:
+        """No demand."""
+        assert x > 1, "Guard failed: x > 1"
+
+    number = 3
+    codes = list(_codes(lambda: (documented, number)))
+    assert documented.__code__ in codes
+    assert len(codes) == 2
+    assert [text for code in codes for text in _texts(code)] == ["x > 1"]
 
 
 class BatchNormOptions(nn.Module):
@@ -135,11 +150,16 @@ class OwnNorm(OwnBatchNorm):
     pass
 
 
+class Renamed(nn.BatchNorm2d):
+    pass
+
+
 @pytest.mark.parametrize(
     ("part", "expected", "channels"),
     [
         (nn.BatchNorm2d(4), True, 4),
         (nn.BatchNorm1d(4, track_running_stats=False), True, 4),
+        (Renamed(4), True, 4),
         (nn.InstanceNorm2d(4), False, 4),
         (OwnBatchNorm(torch.zeros(3)), True, 3),
         (OwnBatchNorm(None), True, 0),
@@ -215,3 +235,30 @@ def test_what_is_left_of_a_batchnorm_takes_its_place() -> None:
 def test_what_is_no_module_is_not_taken_out(place: TorchBatchNorm) -> None:
     with pytest.raises(InternalError, match="takes out what is no module"):
         take_out(with_rest(), place)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_a_bias_is_written_only_where_it_has_a_place(shift: float) -> None:
+    target, layout = nn.Linear(2, 2, bias=False).double(), SimpleNamespace(stored=lambda weight: weight)
+    site: Any = SimpleNamespace(weight="weight", bias="", layout=layout, owner=None)
+    params: Any = SimpleNamespace(weight=np.eye(2), bias=np.full(2, shift))
+    with torch.no_grad():
+        if not shift:
+            _write_linear(target, site, params)
+            assert target.bias is None
+        else:
+            with pytest.raises(InternalError, match="adds a bias that has no place in it"):
+                _write_linear(target, site, params)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_the_parameters_of_a_batchnorm_that_stays_are_the_same_objects(affine: bool) -> None:
+    part = nn.BatchNorm2d(2, affine=affine).double()
+    held = part.weight, part.bias
+    view = BatchNorm.of_statistics(np.ones(2), np.zeros(2), np.zeros(2), np.ones(2), 0.0, np.dtype(np.float64))
+    graph: Any = SimpleNamespace(operators=[SimpleNamespace(view=view)], batchnorms=[TorchBatchNorm("0", ())])
+    with torch.no_grad():
+        _write_batchnorm(nn.Sequential(part), graph, 0, ChannelAffine(np.array([2.0, 3.0]), np.array([4.0, 5.0])))
+    assert (part.weight.tolist(), part.bias.tolist()) == ([2.0, 3.0], [4.0, 5.0])
+    assert part.affine
+    assert (part.weight is held[0], part.bias is held[1]) == (affine, affine)
