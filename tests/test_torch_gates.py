@@ -169,6 +169,29 @@ def test_a_frozen_batchnorm_of_another_forward_pass_is_none_in_a_graph(
     assert reasons(fold(net, 2, 3, 6, 6, as_graph=True)) == expected
 
 
+def test_a_frozen_batchnorm_of_its_own_forward_pass_stays_in_a_module() -> None:
+    net = alive(Net(lambda s, x: s.bn(s.a(x)), a=conv(), bn=frozen()))
+    net.bn.forward = types.MethodType(scaled, net.bn)
+    assert reasons(fold(net)) == [Reason.MODULE_CANNOT_HOLD_IT]
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
+def test_a_product_that_others_read_is_no_half_of_a_frozen_batchnorm() -> None:
+    def both(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        y = x * scale.reshape(-1, 1, 1)
+        return y, y + (norm.bias - norm.running_mean * scale).reshape(-1, 1, 1)
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        half, whole = s.bn(s.a(x))
+        return half.sigmoid() * whole.tanh()  # type: ignore[no-any-return]
+
+    net = alive(Net(lambda s, x: s.bn(s.a(x)), a=conv(), bn=frozen()))
+    net.code, net.bn.forward = forward, types.MethodType(both, net.bn)
+    result = fold(net, as_graph=True)
+    assert not [d for d in result.decisions if d.subject.kind == "FrozenBatchNorm2d"]
+
+
 class Positive(nn.BatchNorm2d):
     """It computes its weight."""
 
