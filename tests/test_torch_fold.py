@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -206,14 +208,17 @@ def test_a_functional_batchnorm_has_a_decision() -> None:
     assert reasons(fold(alive(Net(forward, conv=conv(), bn=nn.BatchNorm2d(4))))) == [Reason.MODULE_CANNOT_HOLD_IT]
 
 
-def test_a_batchnorm_in_a_block_without_gradients_has_a_decision() -> None:
-    def forward(s: Net, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            y = s.bn(s.conv(x))
-        return s.last(y)
+def test_a_batchnorm_in_a_block_without_gradients_is_folded_and_in_a_body_of_a_graph_is_kept() -> None:
+    for block, expected in ((torch.no_grad, []), (torch.enable_grad, [Reason.OPERATOR_HOLDS_BODIES])):
 
-    net = alive(Net(forward, conv=conv(), bn=nn.BatchNorm2d(4), last=conv(4, 4)))
-    assert all(r.reason is Reason.OPERATOR_HOLDS_BODIES for kept in fold(net).report.kept for r in kept.refusals)
+        def forward(s: Net, x: Tensor, block: Callable[[], Any] = block) -> Tensor:
+            with block():  # the capture runs without gradients: only what turns them on makes a graph of its own
+                y = s.bn(s.conv(x))
+            return s.last(y)
+
+        result = fold(alive(Net(forward, conv=conv(), bn=nn.BatchNorm2d(4), last=conv(4, 4))))
+        assert reasons(result) == expected
+        assert names(result.decisions, Kept if expected else Folded) == ["bn"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

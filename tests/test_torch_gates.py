@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +134,81 @@ def test_a_frozen_batchnorm_is_folded_where_it_is_called_once_and_nobody_looks()
     net = alive(Net(lambda s, x: s.bn(s.a(x)), a=conv(), bn=frozen()))
     net.bn.register_forward_hook(lambda *_: None)
     assert reasons(fold(net)) == [Reason.MODULE_CANNOT_HOLD_IT]
+
+
+def scaled(
+    norm: Any, x: Tensor, *, axis: int = 1, by_mean: bool = True, by_scale: bool = True, minus: bool = False
+) -> Tensor:
+    """The forward pass of a FrozenBatchNorm2d, or nearly so."""
+
+    def placed(values: Tensor) -> Tensor:
+        return values.reshape([-1 if i == axis else 1 for i in range(4)])
+
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale * by_mean
+    factor = placed(scale if by_scale else scale.abs() + 1)
+    return x * factor - placed(-shift) if minus else x * factor + placed(shift)
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, []),
+        ({"minus": True}, []),  # which is a product and a difference, and none for sure
+        ({"axis": 2}, [Reason.PARAMETERS_MISMATCHED]),
+        ({"by_mean": False}, [Reason.PARAMETERS_MISMATCHED]),
+        ({"by_scale": False}, [Reason.PARAMETERS_MISMATCHED]),
+    ],
+)
+def test_a_frozen_batchnorm_of_another_forward_pass_is_none_in_a_graph(
+    options: dict[str, Any], expected: list[Reason]
+) -> None:
+    net = alive(Net(lambda s, x: s.bn(s.a(x)), a=conv(), bn=frozen()), 2, 3, 6, 6)
+    net.bn.forward = types.MethodType(functools.partial(scaled, **options), net.bn)
+    assert reasons(fold(net, 2, 3, 6, 6, as_graph=True)) == expected
+
+
+def test_a_frozen_batchnorm_of_its_own_forward_pass_stays_in_a_module() -> None:
+    net = alive(Net(lambda s, x: s.bn(s.a(x)), a=conv(), bn=frozen()))
+    net.bn.forward = types.MethodType(scaled, net.bn)
+    assert reasons(fold(net)) == [Reason.MODULE_CANNOT_HOLD_IT]
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
+def test_a_product_that_others_read_is_no_half_of_a_frozen_batchnorm() -> None:
+    def both(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        y = x * scale.reshape(-1, 1, 1)
+        return y, y + (norm.bias - norm.running_mean * scale).reshape(-1, 1, 1)
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        half, whole = s.bn(s.a(x))
+        return half.sigmoid() * whole.tanh()  # type: ignore[no-any-return]
+
+    net = alive(Net(lambda s, x: s.bn(s.a(x)), a=conv(), bn=frozen()))
+    net.code, net.bn.forward = forward, types.MethodType(both, net.bn)
+    result = fold(net, as_graph=True)
+    assert not [d for d in result.decisions if d.subject.kind == "FrozenBatchNorm2d"]
+
+
+class Positive(nn.BatchNorm2d):
+    """It computes its weight."""
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.raw.abs()  # type: ignore[union-attr,operator,return-value]
+
+
+@pytest.mark.parametrize("is_computed", [False, True])
+def test_a_batchnorm_that_computes_its_weight_has_no_place_for_another(is_computed: bool) -> None:
+    net = alive(Net(lambda s, x: s.bn(s.conv(x)), conv=conv(), bn=nn.BatchNorm2d(4)))
+    if is_computed:
+        net.bn.raw = nn.Parameter(net.bn.weight.detach() - 0.5)
+        del net.bn.weight
+        net.bn.__class__ = Positive
+    result = fold(net)
+    assert reasons(result) == ([Reason.MODULE_CANNOT_HOLD_IT] if is_computed else [])
 
 
 def test_a_batchnorm_in_a_branch_of_a_graph_is_kept() -> None:

@@ -37,7 +37,7 @@ class Aliases:
     """What may not change because something is written in place.
 
     Attributes:
-        written: Parameters, buffers and inputs that the module writes.
+        written: Values whose memory the module writes; what is computed of them is no constant.
         frozen: Values of which an older version is read after they were written.
         copies: BatchNorms whose output must be a copy of their input.
         writers: Operators that write what an older version is read of afterwards, or what is the caller's.
@@ -60,8 +60,8 @@ def find_aliases(nodes: Sequence[Node], batchnorms: Iterable[Node]) -> Aliases:
     stale = frozenset(node for hazard in hazards if hazard.is_stale for node in hazard.members)
     copies = frozenset(node for hazard in _hazards(nodes, joined) for node in hazard.members) & norms
     writers = frozenset(hazard.writer for hazard in hazards)
-    written = {v for node in nodes for target in _targets(node) for v in plain[target] if v.op == "placeholder"}
-    return Aliases(frozenset(written), frozen, copies, writers, stale)
+    written = frozenset(v for node in nodes for target in _targets(node) for v in plain[target])
+    return Aliases(written, frozen, copies, writers, stale)
 
 
 def unshare(graph: Graph, known: set[Node]) -> None:
@@ -98,7 +98,7 @@ def _classes(nodes: Sequence[Node], passing: frozenset[Node]) -> dict[Node, list
     for node in nodes:
         group = [node]
         sources = [next(inputs_of(node))] if node in passing else _sources(node)
-        for other in {id(members[s]): members[s] for s in sources if s in members}.values():
+        for other in {id(members[s]): members[s] for s in sources}.values():
             group = [*other, *group]
         for member in group:
             members[member] = group
@@ -123,13 +123,9 @@ def _sources(node: Node) -> list[Node]:
 
 def _targets(node: Node) -> list[Node]:
     """The values that the node writes in place."""
-    if node.op != "call_function":
-        return []
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return list(inputs_of(node)) if _writes_within(node) else []
-    if not schema.is_mutable:
-        return []
     named = zip(schema.arguments, node.args, strict=False)
     found = [value for argument, value in named if argument.alias_info is not None and argument.alias_info.is_write]
     given = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
@@ -147,10 +143,9 @@ def _nodes(value: object) -> Iterator[Node]:
 
 def _writes_within(node: Node) -> bool:
     """Whether an operator with a body writes anything in place there."""
-    graph_module = node.graph.owning_module
     for value in inputs_of(node):
-        if value.op == "get_attr" and graph_module is not None:
-            body = getattr(graph_module, str(value.target), None)
+        if value.op == "get_attr":
+            body = getattr(node.graph.owning_module, str(value.target), None)
             inner = getattr(getattr(body, "graph", None), "nodes", ())
             if any(_targets(n) for n in inner):
                 return True

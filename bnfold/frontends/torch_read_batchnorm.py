@@ -24,7 +24,6 @@ from bnfold.frontends.torch_context import (
     path_of,
     scalar,
 )
-from bnfold.frontends.torch_modules import Modules
 from bnfold.views import Barrier, BatchNorm
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def is_in_frozen(node: Node) -> bool:
 
 def _is_affine_pair(pair: list[Node], context: Context) -> bool:
     names = [base_name(node) for node in pair]
-    if names != ["aten.mul", "aten.add"] or pair[1].args[0] is not pair[0] or list(pair[0].users) != [pair[1]]:
+    if names != ["aten.mul", "aten.add"] or list(pair[0].users) != [pair[1]]:
         return False
     return all(node.args[1] in context.constants and not node.kwargs for node in pair)
 
@@ -115,7 +114,32 @@ def read_frozen(node: Node, context: Context) -> tuple[BatchNorm | Barrier, Torc
     if why:
         refusal = Refusal(Reason.MODULE_CANNOT_HOLD_IT, name_of(node), why)
         return Barrier(refusal, is_batchnorm=True, channels=int(tensors[0].numel())), place
-    return _view(node, tensors, epsilon, context), place
+    view = _view(node, tensors, epsilon, context)
+    if isinstance(view, BatchNorm) and not _is_computed(node, view, tensors, context):
+        refusal = Refusal(Reason.PARAMETERS_MISMATCHED, name_of(node), "it multiplies or adds something else")
+        return Barrier(refusal, is_batchnorm=True, channels=view.affine.channels), place
+    return view, place
+
+
+def _is_computed(product: Node, view: BatchNorm, tensors: list[Any], context: Context) -> bool:
+    """Whether the product and the sum are those of the statistics, up to some roundings in their dtype.
+
+    An object may have another forward pass than its class, which names the pair.
+    """
+    import torch  # noqa: PLC0415
+
+    _, beta, mean, _ = (as_array(tensor) for tensor in tensors)
+    scale, shift = view.affine.scale, view.affine.shift
+    slack = 16 * torch.finfo(tensors[0].dtype).eps
+    limits = ((product, scale, np.abs(scale)), (next(iter(product.users)), shift, np.abs(beta) + np.abs(mean * scale)))
+    axes = (scale.size, *[1] * (context.rank(product) - 2))
+    for node, wanted, size in limits:
+        found = context.constants.array(node.args[1])  # type: ignore[arg-type]
+        if found.size != scale.size or found.shape[-len(axes) :] != axes:
+            return False
+        if not (np.abs(found.reshape(-1) - wanted) <= slack * size).all():
+            return False
+    return True
 
 
 def _epsilon(var: Node) -> float | None:
@@ -156,23 +180,16 @@ def _place(node: Node, parameters: list[Node], context: Context) -> tuple[TorchB
     names = [context.constants.name(value) for value in parameters]
     if context.modules is None:
         return TorchBatchNorm(path if is_module_of_torch(node) else "", None), ""
-    if not path or any(name is None or name.rpartition(".")[0] != path for name in names) or not names:
+    if not path or any(name is None or name.rpartition(".")[0] != path for name in names):
         return TorchBatchNorm("", None), "its parameters are not those of a BatchNorm module"
     part = context.modules.module(path)
     rest = rest_of(part)
     if rest is None:
         return TorchBatchNorm(path, None), f"{type(part).__name__} may do more than normalise"
     for name, value in zip(names, parameters, strict=True):
-        if name is not None and (why := _against(name, value, part, context.modules)):
+        if name is not None and (why := context.modules.against_tensor(name, value)):
             return TorchBatchNorm(path, rest), why
     return TorchBatchNorm(path, rest), context.modules.against_module(path)
-
-
-def _against(name: str, value: Node, part: nn.Module, modules: Modules) -> str:
-    """Why a parameter must stay; those of a FrozenBatchNorm2d are read more than once, by itself."""
-    if _kind(part) == _FROZEN and all(path_of(reader) == name.rpartition(".")[0] for reader in value.users):
-        return ""
-    return modules.against_tensor(name, value)
 
 
 def rest_of(part: nn.Module) -> tuple[str, ...] | None:

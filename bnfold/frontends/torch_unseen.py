@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dis
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -146,9 +148,9 @@ def _is_constant(listed: list[dis.Instruction], place: int) -> bool:
     if "_IF_" not in listed[place].opname:
         return False
     before = place - 1
-    while before >= 0 and listed[before].opname in _BETWEEN:
+    while listed[before].opname in _BETWEEN:
         before -= 1
-    return before >= 0 and listed[before].opname.startswith(_LOOKS_UP) and listed[before].argval in _CONSTANT
+    return listed[before].opname.startswith(_LOOKS_UP) and listed[before].argval in _CONSTANT
 
 
 def _next(listed: list[dis.Instruction], place: int, places: Mapping[int, int]) -> Iterator[int]:
@@ -161,8 +163,8 @@ def _next(listed: list[dis.Instruction], place: int, places: Mapping[int, int]) 
     if jumps and entry.argval in places:
         yield places[entry.argval]
     always = name.startswith("JUMP") and "_IF_" not in name
-    if not always and place + 1 < len(listed):
-        yield place + 1
+    if not always:
+        yield place + 1  # no code ends otherwise than with one of those
 
 
 def _reaches(listed: list[dis.Instruction], place: int, run: _Run, code: CodeType, own: frozenset[str]) -> bool:
@@ -176,21 +178,38 @@ def _reaches(listed: list[dis.Instruction], place: int, run: _Run, code: CodeTyp
         return False
     loaded = entry.argval if isinstance(entry.argval, tuple) else (entry.argval,)
     myself = code.co_varnames[0] if code.co_argcount else ""
-    looked_up = place + 1 < len(listed) and listed[place + 1].opname.startswith((*_LOOKS_UP, "STORE_ATTR"))
+    looked_up = listed[place + 1].opname.startswith((*_LOOKS_UP, "STORE_ATTR"))
     if looked_up and loaded[-1] == myself:
         loaded = loaded[:-1]
     return any(name in run.holders for name in loaded)
 
 
 def _holds_module(value: object, depth: int = 3) -> bool:
-    """Whether the value is a module, a method of one, or holds one; of what is unpacked as it is used, nobody knows."""
+    """Whether the value is a module, a method of one, or holds one.
+
+    It counts as one where nobody knows: of what is unpacked as it is used, and of what lies deeper than `depth`.
+    """
     import torch  # noqa: PLC0415
 
-    if isinstance(value, dict | list | tuple | set) and depth:
-        entries = value.values() if isinstance(value, dict) else value
-        return any(_holds_module(entry, depth - 1) for entry in entries)
+    if isinstance(value, dict | list | tuple | set | frozenset | deque | partial):
+        entries = _entries(value)
+        return any(_holds_module(entry, depth - 1) for entry in entries) if depth else bool(entries)
     known = isinstance(value, torch.nn.Module) or isinstance(getattr(value, "__self__", None), torch.nn.Module)
-    return known or hasattr(type(value), "__next__")
+    return known or hasattr(type(value), "__next__") or _has_module(value)
+
+
+def _entries(value: Any) -> list[Any]:
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    return list(value.values() if isinstance(value, dict) else value)
+
+
+def _has_module(value: object) -> bool:
+    """Whether an attribute of an object is a module."""
+    import torch  # noqa: PLC0415
+
+    held = getattr(value, "__dict__", None)
+    return isinstance(held, Mapping) and any(isinstance(entry, torch.nn.Module) for entry in held.values())
 
 
 def _lines(code: CodeType) -> Callable[[int], int]:
