@@ -87,7 +87,8 @@ def _judge(rerun: Rerun, now: tuple[Results, Results], names: Sequence[str], run
             folded, *deployed = (
                 _verdict(truth[name], known, None if other is None else other[name]) for other in others
             )
-            assert folded is not None
+            if folded is None:
+                continue
             verdict = _Judged(folded, (deployed[0], deployed[1]))
             worst[name] = _worse(worst.get(name, verdict), verdict)
     return worst
@@ -96,8 +97,8 @@ def _judge(rerun: Rerun, now: tuple[Results, Results], names: Sequence[str], run
 def _verdict(
     truth: NDArray[np.float64], originals: Sequence[NDArray[Any]], other: NDArray[Any] | None
 ) -> Errors | None:
-    """One result against the truth, allowed what the original's own errors allow; None where there is none."""
-    if other is None or other.shape != truth.shape:
+    """One result against the truth, allowed what the original's own errors allow; None where shapes differ."""
+    if other is None or any(values.shape != truth.shape for values in (*originals, other)):
         return None
     accuracy = other.dtype.name
     with np.errstate(all="ignore"):

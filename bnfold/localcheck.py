@@ -173,7 +173,7 @@ def _ratio(before: npt.NDArray[Any], after: npt.NDArray[Any], bound: Float64Arra
     same = (before == after) | (np.isnan(before) & np.isnan(after))
     with np.errstate(all="ignore"):
         ratio = np.where(same, 0.0, np.abs(after - before) / bound)
-    return float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0))
+    return float(np.nan_to_num(ratio, nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
 def _of(model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
