@@ -90,11 +90,7 @@ def _asked(check: QuickCheck, before: onnx.ModelProto, *, everything: bool) -> l
     if not everything:
         return [entry.name for entry in entries if entry.failed]
     after_decision = descendants(before.graph, set(check.held))
-    return [
-        entry.name
-        for entry in entries
-        if entry.failed or (entry.compared and entry.name not in after_decision)
-    ]
+    return [entry.name for entry in entries if entry.failed or (entry.compared and entry.name not in after_decision)]
 
 
 def _notes(check: QuickCheck, judged: Mapping[str, Errors], *, everything: bool) -> Iterator[str]:
@@ -141,19 +137,39 @@ def _judge_all(  # noqa: PLR0913
         for name in names:
             if is_pattern and not np.isfinite(truth[name]).all():
                 continue  # as in `bnfold.examining`
-            results = [*(result[name] for result in originals), folded[name]]
-            if any((r.shape, r.dtype) != (truth[name].shape, results[0].dtype) for r in results):
+            verdict = verdict_on(
+                truth[name], [result[name] for result in originals], folded[name], usual[name] if is_pattern else None
+            )
+            if verdict is None:
                 different.add(name)
-                continue
-            accuracy = str(folded[name].dtype)
-            errors = np.stack([result - truth[name] for result in results[:-1]])
-            error, spread = np.abs(errors).max(axis=0), np.abs(errors - errors[0]).max(initial=0.0)
-            floor = usual[name] if is_pattern else None
-            verdict = judge(truth[name], truth[name] + error, folded[name], UNIT_ROUNDOFF[accuracy], floor)
-            believed = is_believed(verdict.original, error.max(initial=0.0), spread, TOLERANCE[accuracy])
-            verdict = replace(verdict, believed=believed)
-            worst[name] = worse(worst.get(name, verdict), verdict)
+            else:
+                worst[name] = worse(worst.get(name, verdict), verdict)
     return {name: verdict for name, verdict in worst.items() if name not in different}
+
+
+def verdict_on(
+    truth: npt.NDArray[np.float64],
+    originals: Sequence[npt.NDArray[Any]],
+    folded: npt.NDArray[Any],
+    usual: npt.NDArray[np.float64] | None = None,
+) -> Errors | None:
+    """One tensor of one run against the truth; None where shapes or types differ.
+
+    Args:
+        truth: What is right, in float64.
+        originals: The same tensor as the original computes it: as it is, and rounded otherwise.
+        folded: And as the folded model does.
+        usual: As for `judge`.
+    """
+    if any((values.shape, values.dtype) != (truth.shape, folded.dtype) for values in (*originals, folded)):
+        return None
+    accuracy = folded.dtype.name
+    with np.errstate(all="ignore"):
+        errors = np.stack([original - truth for original in originals])
+        error, spread = np.abs(errors).max(axis=0), np.abs(errors - errors[0]).max(initial=0.0)
+    verdict = judge(truth, truth + error, folded, UNIT_ROUNDOFF[accuracy], usual)
+    believed = is_believed(verdict.original, error.max(initial=0.0), spread, TOLERANCE[accuracy])
+    return replace(verdict, believed=believed)
 
 
 def is_believed(relative: float, error: float, spread: float, tolerance: float) -> bool:
