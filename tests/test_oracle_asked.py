@@ -19,8 +19,9 @@ from bnfold.judging import Errors
 from bnfold.oracle import settle
 from bnfold.quickcheck import QuickCheck, quick_check
 
-NET = """(float[N,9] x) => (float[N,2] y, int64[N,2] i) <int64[1] two>
+TEXT = """(float[N,9] x) => (float[N,2] y, int64[N,2] i) <int64[1] two>
     { a = Sigmoid(x) v, i = TopK(a, two) y = Neg(v) }"""
+MODEL = parse(TEXT, values={"two": [2]})
 
 
 def entry(name: str, *, dtype: str = "float32", passed: bool = True, compared: bool = True) -> TensorComparison:
@@ -34,7 +35,7 @@ def checked(*inner: TensorComparison, **values: Any) -> QuickCheck:
 
 
 def asked(check: QuickCheck, *, everything: bool) -> set[str]:
-    return set(oracle._asked(check, parse(NET, values={"two": [2]}), everything=everything))
+    return set(oracle._asked(check, MODEL, everything=everything))
 
 
 def test_what_differs_is_asked_about_and_the_rest_on_request() -> None:
@@ -52,14 +53,18 @@ def test_whole_numbers_are_never_asked_about(everything: bool) -> None:
     assert asked(check, everything=everything) == ({"z"} if everything else set())
 
 
+def test_where_nothing_can_be_asked_the_check_stays_as_it_is() -> None:
+    check = checked(entry("i", dtype="int64", passed=False))
+    assert settle(check, MODEL, MODEL, seed=0) is check
+
+
 def verdict(ratio: float, *, believed: bool = True) -> Errors:
     return Errors(ratio, 0.25, 0.5, believed)
 
 
 def settled(monkeypatch: pytest.MonkeyPatch, check: QuickCheck, verdicts: dict[str, Errors], **asks: Any) -> QuickCheck:
     monkeypatch.setattr(oracle, "_judge_all", lambda *_, **__: verdicts)
-    model = parse(NET, values={"two": [2]})
-    return settle(check, model, model, seed=0, **asks)
+    return settle(check, MODEL, MODEL, seed=0, **asks)
 
 
 def test_a_difference_within_what_is_granted_passes_and_one_beyond_fails(monkeypatch: pytest.MonkeyPatch) -> None:

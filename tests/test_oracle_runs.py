@@ -108,3 +108,11 @@ def test_inputs_are_moved_by_one_rounding_and_whole_numbers_are_not() -> None:
             assert draw[name].dtype == feeds[name].dtype
             assert set(np.float64(draw[name]) - 1) == {eps, -eps / 2}
     assert len({draw["x"].tobytes() for draw in draws}) == 3
+
+
+def test_an_original_that_is_off_however_it_is_rounded_shows_a_fault_of_the_oracle() -> None:
+    off = ONES * np.float32(0.95)
+    for originals, believed in (([off, off, off], False), ([off, ONES, off], True), ([ONES, off, off], True)):
+        found = oracle.verdict_on(np.float64(ONES), originals, ONES)
+        assert found is not None
+        assert found.believed is believed
