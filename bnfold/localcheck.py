@@ -93,8 +93,6 @@ def local_check(  # noqa: PLR0913
         tries: Whether to damage a weight of each region, too, and see that the test fails.
         progress: Told what is being done.
     """
-    if not plan.regions:
-        return
     old, new = (model if isinstance(model, Cutter) else Cutter(model) for model in (before, after))
     cutters = old, new
     small = [small_shapes(plan, region, spans) for region in plan.regions]
