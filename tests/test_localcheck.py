@@ -125,7 +125,7 @@ def test_a_wrong_fold_is_caught_and_the_batchnorm_named(case: str, wrong: str, k
     assert verification.culprit.startswith(f"the fold of b is wrong at {result.tensor} (")
 
 
-def test_weights_below_the_smallest_normal_number_are_granted_half_a_step_each_and_not_four() -> None:
+def test_weights_below_the_smallest_normal_number_are_granted_half_a_step_each_and_not_sixteen() -> None:
     """Beside a corner an impulse meets such weights alone."""
     weight = np.random.default_rng(0).uniform(1e-6, 4e-6, (4, 3, 3, 3))
     weight[:, :, 1, 1] = 1
@@ -137,7 +137,7 @@ def test_weights_below_the_smallest_normal_number_are_granted_half_a_step_each_a
     value = after.graph.initializers["w_folded"]
     assert value.const_value is not None
     moved = value.const_value.numpy().copy()
-    moved[0, 0, 0, 0] += np.float16(4 * 2.0**-24)
+    moved[0, 0, 0, 0] += np.float16(16 * 2.0**-24)
     value.const_value = ir.Tensor(moved, name="w_folded")
     (wrong,) = local_check(before, after, planned, graph.spans())
     assert wrong.failed
