@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF, TensorComparison
+from bnfold.comparison import UNIT_ROUNDOFF, TensorComparison
 from bnfold.deployed import Deployed, LevelErrors, Moved, Tf32
 from bnfold.errors import BnfoldError
 from bnfold.frontends.onnx_float64 import in_float64
 from bnfold.frontends.onnx_kernels_run import evaluate
 from bnfold.holding import COMPUTED
-from bnfold.judging import Errors, judge, worse
-from bnfold.oracle import is_believed, nudged
+from bnfold.judging import Errors, worse
+from bnfold.oracle import nudged, verdict_on
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from bnfold.rerunning import Arrays, Rerun, Results
 
 #: TF32 keeps 11 bits of the inputs of a product, as float16 does.
@@ -85,27 +81,13 @@ def _judge(rerun: Rerun, now: tuple[Results, Results], names: Sequence[str], run
         for name in names:
             known = [outputs[name] for outputs in originals]
             folded, *deployed = (
-                against_truth(truth[name], known, None if other is None else other[name]) for other in others
+                None if other is None else verdict_on(truth[name], known, other[name]) for other in others
             )
-            assert folded is not None
+            if folded is None:
+                continue
             verdict = _Judged(folded, (deployed[0], deployed[1]))
             worst[name] = _worse(worst.get(name, verdict), verdict)
     return worst
-
-
-def against_truth(
-    truth: NDArray[np.float64], originals: Sequence[NDArray[Any]], other: NDArray[Any] | None
-) -> Errors | None:
-    """One result against the truth, allowed what the original's own errors allow; None where there is none."""
-    if other is None or other.shape != truth.shape:
-        return None
-    accuracy = other.dtype.name
-    with np.errstate(all="ignore"):
-        errors = np.stack([original - truth for original in originals])
-        error, spread = np.abs(errors).max(axis=0), np.abs(errors - errors[0]).max(initial=0.0)
-        judged = judge(truth, truth + error, other, UNIT_ROUNDOFF[accuracy])
-    believed = is_believed(judged.original, error.max(initial=0.0), spread, TOLERANCE[accuracy])
-    return replace(judged, believed=believed)
 
 
 def _worse(one: _Judged, other: _Judged) -> _Judged:

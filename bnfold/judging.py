@@ -63,7 +63,8 @@ def judge(
         usual: Scales of the channels (`channel_scales`) on ordinary inputs, below which none is taken: what cancels on
             a constant input has rounding errors of the size that it usually has.
     """
-    scale, was, now = _maxima(truth), _maxima(original - truth), _maxima(folded - truth)
+    with np.errstate(all="ignore"):
+        scale, was, now = _maxima(truth), _maxima(original - truth), _maxima(folded - truth)
     if usual is not None and usual.shape == scale.shape:
         scale = np.maximum(scale, usual)
     scale = scale if scale.any() else np.ones_like(scale)

@@ -61,6 +61,8 @@ def settle(  # noqa: PLR0913
         progress: Told what is being done.
     """
     names = _asked(check, before, everything=everything)
+    if not names:
+        return check
     if progress is not None:
         progress(f"asking the float64 oracle about {len(names)} tensors")
     try:
@@ -83,27 +85,24 @@ def settle(  # noqa: PLR0913
 
 
 def _asked(check: QuickCheck, before: onnx.ModelProto, *, everything: bool) -> list[str]:
-    """Doubtful tensors, or all floating-point ones that follow no decision, which float64 may take otherwise."""
-    entries = (*check.inner, *check.comparisons)
+    """Doubtful floating-point tensors, or all that follow no decision, which float64 may take otherwise."""
+    entries = [entry for entry in (*check.inner, *check.comparisons) if entry.dtype in UNIT_ROUNDOFF]
     if not everything:
         return [entry.name for entry in entries if entry.failed]
     after_decision = descendants(before.graph, set(check.held))
-    return [
-        entry.name
-        for entry in entries
-        if entry.failed or (entry.compared and entry.dtype in UNIT_ROUNDOFF and entry.name not in after_decision)
-    ]
+    return [entry.name for entry in entries if entry.failed or (entry.compared and entry.name not in after_decision)]
 
 
 def _notes(check: QuickCheck, judged: Mapping[str, Errors], *, everything: bool) -> Iterator[str]:
     """What a reader must know about the verdicts."""
     doubtful = [entry.name for entry in (*check.comparisons, *check.inner) if entry.failed]
+    verdicts = [judged[name] for name in doubtful if name in judged]
     if doubtful:
-        rounding = sum(judged[name].believed and judged[name].ratio <= 1 for name in doubtful)
+        rounding = sum(verdict.believed and verdict.ratio <= 1 for verdict in verdicts)
         yield f"{rounding} of {len(doubtful)} differences are rounding, by the float64 oracle."
-    unknown = [name for name in doubtful if not judged[name].believed]
+    unknown = [verdict for verdict in verdicts if not verdict.believed]
     if unknown:
-        off = max(judged[name].original for name in unknown)
+        off = max(verdict.original for verdict in unknown)
         yield f"Rounding alone moves the original by {off:.2g} of the scale: {len(unknown)} tensors prove nothing."
     believed = sum(verdict.believed for verdict in judged.values())
     if everything and believed < len(judged):
@@ -120,12 +119,13 @@ def _judge_all(  # noqa: PLR0913
     data: Source | None,
     fixed: Mapping[str, npt.NDArray[Any]],
 ) -> Mapping[str, Errors]:
-    """The worst verdict on each tensor over all runs of the check."""
+    """The worst verdict on each tensor over all runs of the check; none where shapes or types differ in any of them."""
     specs, wide = read_inputs(before), in_float64(before)
     models = (before, after, *(_rounded_again(before, seed) for seed in range(2)))
     original, folding, *others = (open_session(exposing(model, names), check.provider) for model in models)
     worst: dict[str, Errors] = {}
     usual: dict[str, npt.NDArray[np.float64]] = {}
+    different: set[str] = set()
     runs = feeds_again(specs, check.runs, seed=seed, given=check.given, data=data, kinds=check.kinds, fixed=fixed)
     for place, feeds in enumerate(runs):
         truth = evaluate(wide, feeds, names)
@@ -137,15 +137,39 @@ def _judge_all(  # noqa: PLR0913
         for name in names:
             if is_pattern and not np.isfinite(truth[name]).all():
                 continue  # as in `bnfold.examining`
-            accuracy = str(folded[name].dtype)
-            errors = np.stack([result[name] - truth[name] for result in originals])
-            error, spread = np.abs(errors).max(axis=0), np.abs(errors - errors[0]).max(initial=0.0)
-            floor = usual[name] if is_pattern else None
-            verdict = judge(truth[name], truth[name] + error, folded[name], UNIT_ROUNDOFF[accuracy], floor)
-            believed = is_believed(verdict.original, error.max(initial=0.0), spread, TOLERANCE[accuracy])
-            verdict = replace(verdict, believed=believed)
-            worst[name] = worse(worst.get(name, verdict), verdict)
-    return worst
+            verdict = verdict_on(
+                truth[name], [result[name] for result in originals], folded[name], usual[name] if is_pattern else None
+            )
+            if verdict is None:
+                different.add(name)
+            else:
+                worst[name] = worse(worst.get(name, verdict), verdict)
+    return {name: verdict for name, verdict in worst.items() if name not in different}
+
+
+def verdict_on(
+    truth: npt.NDArray[np.float64],
+    originals: Sequence[npt.NDArray[Any]],
+    folded: npt.NDArray[Any],
+    usual: npt.NDArray[np.float64] | None = None,
+) -> Errors | None:
+    """One tensor of one run against the truth; None where shapes or types differ.
+
+    Args:
+        truth: What is right, in float64.
+        originals: The same tensor as the original computes it: as it is, and rounded otherwise.
+        folded: And as the folded model does.
+        usual: As for `judge`.
+    """
+    if any((values.shape, values.dtype) != (truth.shape, folded.dtype) for values in (*originals, folded)):
+        return None
+    accuracy = folded.dtype.name
+    with np.errstate(all="ignore"):
+        errors = np.stack([original - truth for original in originals])
+        error, spread = np.abs(errors).max(axis=0), np.abs(errors - errors[0]).max(initial=0.0)
+    verdict = judge(truth, truth + error, folded, UNIT_ROUNDOFF[accuracy], usual)
+    believed = is_believed(verdict.original, error.max(initial=0.0), spread, TOLERANCE[accuracy])
+    return replace(verdict, believed=believed)
 
 
 def is_believed(relative: float, error: float, spread: float, tolerance: float) -> bool:
@@ -161,7 +185,7 @@ def is_believed(relative: float, error: float, spread: float, tolerance: float) 
         spread: How far the original is from itself where it is rounded otherwise.
         tolerance: What two runs of the type may differ by.
     """
-    return relative <= _BELIEVED * tolerance or (relative <= MOST / ERROR_FACTOR and error <= _SPREADS * spread)
+    return bool(relative <= _BELIEVED * tolerance or (relative <= MOST / ERROR_FACTOR and error <= _SPREADS * spread))
 
 
 def nudged(feeds: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, npt.NDArray[Any]]]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.comparison import UNIT_ROUNDOFF, TensorComparison, compare
 from bnfold.deployed import Deployed, Moved
-from bnfold.deploying import against_truth, settle
+from bnfold.deploying import settle
 from bnfold.errors import ProviderError
-from bnfold.oracle import nudged
+from bnfold.oracle import nudged, verdict_on
 from bnfold.runtime import Session, open_session
 
 if TYPE_CHECKING:
@@ -76,4 +76,4 @@ def _judged(
     if was.shape != truth.shape:
         return entry
     originals = [was, *(plain.run((name,), moved)[name] for moved in nudged(run.feeds))]
-    return settle(entry, against_truth(truth, originals, now))
+    return settle(entry, verdict_on(truth, originals, now))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 import pytest
 from onnx_models import PARAMETERS, STATS, parse
@@ -122,8 +124,8 @@ def shapes_of(text: str, *inputs: str) -> list[dict[str, tuple[int | str | None,
 
 
 def test_sizes_at_which_every_input_of_a_region_has_a_shape_come_first() -> None:
-    """The window of 40 does not fit into the images that are tried first."""
-    text = "(float[N,3,H,W] x) => (float[A,B,C,D] y) { p = MaxPool<kernel_shape=[40,40]>(x) y = Relu(p) }"
+    """The window of 65 does not fit into the images that are tried first."""
+    text = "(float[N,3,H,W] x) => (float[A,B,C,D] y) { p = MaxPool<kernel_shape=[65,65]>(x) y = Relu(p) }"
     found = shapes_of(text, "p")
     assert "p" in found[0]
     assert all(isinstance(size, int) and size > 0 for size in found[0]["p"])
@@ -137,8 +139,25 @@ def test_a_shape_that_inference_has_lost_is_seen_in_a_run() -> None:
     assert shapes["f"] == (6, 2)
 
 
+def test_a_value_of_another_graph_is_not_looked_for_in_a_run() -> None:
+    text = """(float[2,3] x) => (float[A,B] y) <float half> { z = NonZero(x) t = Transpose(z) f = Cast<to=1>(t)
+        y = Mul(f, half) }"""
+    assert next(iter(shapes_of(text, "f", "elsewhere")))["f"] == (6, 2)
+
+
 def test_a_model_that_cannot_be_run_tells_no_shapes() -> None:
     text = """(double[2,3,5,5] x) => (double[A,B,C,D] y) <double[4,3,3,3] w> { c = Conv(x, w) z = NonZero(c)
         t = Cast<to=11>(z) y = Unsqueeze(t, at) }"""
     found = shapes_of(text.replace("> {", ", int64[2] at> {"), "t")
     assert all("t" not in shapes for shapes in found)
+
+
+def test_of_several_inputs_or_one_whose_channels_are_not_known_no_shape_is_made_up() -> None:
+    nodes = f"a = Conv(x, w) c = Identity(a) y = {NORM}"
+    text = f"(float[N,3,9,9] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, {PARAMETERS}> {{ {nodes} }}"
+    graph = OnnxGraph(ir.from_proto(parse(text, values=POSITIVE)))
+    made = plan(graph)
+    (region,) = made.regions
+    assert small_shapes(made, region, graph.spans()) == {"x": (2, 3, 7, 7)}
+    assert small_shapes(made, replace(region, inputs=("x", "z")), graph.spans()) is None
+    assert small_shapes(made, replace(region, inputs=("a",)), graph.spans()) is None

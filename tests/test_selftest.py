@@ -77,6 +77,57 @@ def test_a_channel_that_is_not_seen_is_not_the_last_word() -> None:
     assert try_itself(("b",), OLD, changed(), lambda *_: next(answers)) == SelfTest(("b",), "w", 3.0)
 
 
+def test_of_several_channels_that_are_not_seen_the_one_with_the_largest_error_is_told() -> None:
+    answers = iter([0.2, 0.9, 0.5, 0.1])
+    assert try_itself(("b",), OLD, changed(), lambda *_: next(answers)).ratio == 0.9
+
+
+def holding(**arrays: np.ndarray) -> onnx.ModelProto:
+    held = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    return onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], held))
+
+
+def damage(**arrays: np.ndarray) -> tuple[str, float]:
+    """The first number that is damaged of constants that all changed: its constant's name, and by how much."""
+    new, seen = holding(**arrays), []
+
+    def compare(_: onnx.ModelProto, damaged: onnx.ModelProto) -> float:
+        seen.append({t.name: onnx.numpy_helper.to_array(t) for t in damaged.graph.initializer})
+        return 2.0
+
+    weight = try_itself(("b",), holding(), new, compare).weight
+    if not weight:
+        assert seen == []
+        return "", 0.0
+    assert all((seen[0][name] == array).all() for name, array in arrays.items() if name != weight)
+    moved = seen[0][weight].astype(np.float64) - arrays[weight].astype(np.float64)
+    return weight, float(moved.sum())
+
+
+def test_the_largest_changed_constant_of_floating_type_is_damaged() -> None:
+    small, large = np.ones(3, np.float32), np.ones((2, 3), np.float32)
+    assert damage(small=small, large=large)[0] == damage(large=large, small=small)[0] == "large"
+    assert damage(small=small, codes=np.ones((9, 9), np.int8))[0] == "small"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.ones((), np.float32), np.ones((3, 0), np.float32), np.ones(4, np.int8)],
+    ids=["scalar", "empty", "codes"],
+)
+def test_what_has_no_channels_no_numbers_or_no_floating_ones_is_not_damaged(array: np.ndarray) -> None:
+    assert damage(w=array) == ("", 0.0)
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("float64", 1e-3), ("float32", 1e-3), ("float16", 16 * 2.0**-11)])
+def test_the_damage_is_a_thousandth_of_the_largest_or_sixteen_roundings(dtype: str, step: float) -> None:
+    assert damage(w=np.array([1.0, -4.0, 2.0], dtype)) == ("w", pytest.approx(4 * step, rel=0.05))
+
+
+def test_a_constant_that_is_zero_throughout_is_damaged_as_well() -> None:
+    assert damage(w=np.zeros(3, np.float32)) == ("w", 1.0)
+
+
 def test_an_error_without_end_is_seen() -> None:
     assert try_itself(("b",), OLD, changed(), lambda *_: float("nan")).seen
 
