@@ -76,5 +76,6 @@ class Verification:
             if quick.agreement is not None and not quick.agreement.proves and not quick.failed:
                 return f"on {quick.provider} there is no decision that is not within rounding: {quick.agreement}"
             if not quick.passed and not quick.failed:
-                return next(reversed(quick.notes), f"nothing was compared on {quick.provider}")
+                telling = [note for note in quick.notes if "proves nothing" in note] or quick.notes
+                return next(reversed(telling), f"nothing was compared on {quick.provider}")
         return ""

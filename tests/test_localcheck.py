@@ -17,6 +17,7 @@ from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_regions import Cutter
 from bnfold.frontends.onnx_write import write
 from bnfold.localcheck import LocalCheck, _check, _coarsest, _feeds, _first_that_runs, _ratio, local_check
+from bnfold.quickcheck import QuickCheck
 from bnfold.regions import Region
 from bnfold.verification import Verification
 
@@ -283,3 +284,10 @@ def test_linear_operators_that_became_one_without_a_batchnorm_are_checked_and_na
     assert Verification((wrong,), ()).culprit == "the union of two linear operators is wrong at y (80 bounds)"
     unknown = replace(wrong, ratio=None, note="no shape")
     assert Verification((unknown,), ()).doubt.startswith("the union of two linear operators could not be run")
+
+
+def test_the_doubt_is_what_proves_nothing_and_no_other_note() -> None:
+    notes = ("Nothing was compared: this check proves nothing.", "float16 was computed in float32 arithmetic.")
+    quick = QuickCheck("cpu", (), (), notes, (), None, failed=False, proves=False)
+    assert Verification((), (quick,)).doubt == notes[0]
+    assert Verification((), (replace(quick, notes=notes[1:]),)).doubt == notes[1]
