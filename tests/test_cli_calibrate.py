@@ -88,6 +88,8 @@ def test_the_json_has_both_parts_each_as_its_own_command_gives_it(run: Run, move
     assert report.pop("recalibration") == json.loads(again.out)
     fold = json.loads(run(tmp_path / "between.onnx", "-o", tmp_path / "two.onnx", "--json").out)
     assert fold.pop("recalibration") is None
+    assert report["before"].pop("file") == (Path(MODEL).stat().st_size)
+    assert fold["before"].pop("file") == (tmp_path / "between.onnx").stat().st_size
     assert report == fold | {"model": "digits-darknet.onnx"}
     assert done.err == ""
 

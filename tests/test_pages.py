@@ -204,9 +204,10 @@ def test_the_top_of_a_page_says_what_was_checked_and_with_what_result() -> None:
     checks = {
         name: re.sub(r"<wbr>", "", html.split('class="checks"')[1].split("</ul>")[0]) for name, html in pages.items()
     }
-    for what in ("each fold by itself", "end to end on CPUExecutionProvider", "statistics", "latency at ENABLE_ALL"):
+    local, whole, deployed = "each fold by itself", "end to end on CPUExecution", "as deployed on CPUExecution"
+    for what in (local, whole, deployed, "statistics", "latency at ENABLE_ALL"):
         assert f"<strong>{what}" in checks["fold"]
-    assert checks["fold"].count(">passed<") == 2
+    assert checks["fold"].count(">passed<") == 3
     assert "failed" not in checks["fold"]
     assert "within the spread" in checks["fold"]
     assert ">failed<" in checks["failed"]

@@ -298,13 +298,13 @@ def test_several_inputs_and_outputs_are_taken() -> None:
             super().__init__()
             self.a, self.b, self.bn = conv(), conv(), nn.BatchNorm2d(4)
 
-        def forward(self, pair: tuple[Tensor, Tensor], flag: int) -> dict[str, Tensor]:
+        def forward(self, pair: tuple[Tensor, Tensor], third: Tensor) -> dict[str, Tensor]:
             y = self.bn(self.a(pair[0]) + self.b(pair[1]))
-            return {"sum": y, "other": pair[0] * flag}
+            return {"sum": y, "other": pair[0] * third}
 
     net = Two().double().eval()
     with torch.no_grad():
         net.bn.running_mean.fill_(0.3)
-    result = bnfold.fold(net, example_inputs=((sample(), sample(seed=6)), 2))
+    result = bnfold.fold(net, example_inputs=((sample(), sample(seed=6)), sample(seed=7)))
     assert names(result.decisions, Folded) == ["bn"]
     assert names(result.decisions, Kept) == []

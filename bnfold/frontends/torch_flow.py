@@ -68,7 +68,7 @@ class TorchFlow:
             if base_name(node) in _LAYOUT:
                 return f"{node.name} reads how memory is laid out"
             for value in [node, *self.inputs(node)]:
-                if value in self.aliases.written:
+                if value.op == "placeholder" and value in self.aliases.written:
                     return f"the forward pass writes {self._stored(value)}"
                 if value in self.aliases.frozen:
                     return f"{value.name} is read before and after it is written in place"

@@ -60,7 +60,9 @@ def _items(page: Page) -> Iterator[Item]:
     for quick in checked.quick if checked is not None else ():
         yield _end_to_end(quick)
         if (deployed := quick.deployed) is not None:
-            yield Item(f"as deployed on {provider_name(quick.provider)}", _deployed(deployed), deployed_line(deployed))
+            yield Item(
+                f"as deployed on {provider_name(quick.provider)}", _deployed(quick, deployed), deployed_line(deployed)
+            )
         if (found := quick.agreement) is not None:
             mood = _mood(passed=found.proves, failed=found.failed)
             yield Item(f"decisions ({found.metric}) on {provider_name(quick.provider)}", mood, str(found))
@@ -84,13 +86,16 @@ def _end_to_end(quick: QuickCheck) -> Item:
     return Item(f"end to end on {provider_name(quick.provider)}", mood, detail)
 
 
-def _deployed(deployed: Deployed) -> Mood:
-    """What is wrong with the original as well is no reason to refuse the folded model, and must be known."""
+def _deployed(quick: QuickCheck, deployed: Deployed) -> Mood:
+    """What is wrong with the original as well is no reason to refuse the folded model, and must be known.
+
+    Where the models differ, that each is as deployed what it is otherwise recommends neither.
+    """
     if deployed.failed:
         return "bad"
     if deployed.trouble:
         return "unproven"
-    return "neutral" if is_alarming(deployed) else "good"
+    return "neutral" if is_alarming(deployed) or quick.failed else "good"
 
 
 def _latency(entry: Measured) -> str:
