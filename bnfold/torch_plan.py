@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ from bnfold.frontends.torch_capture import capture
 from bnfold.frontends.torch_graph import TorchGraph
 from bnfold.frontends.torch_guess import differs_elsewhere, made_up_inputs
 from bnfold.frontends.torch_limits import limits
-from bnfold.frontends.torch_observed import observe
+from bnfold.frontends.torch_observed import Observation, observe
 from bnfold.frontends.torch_open import open_parameters, other_values
-from bnfold.frontends.torch_parts import Part, ends_of, find_parts
+from bnfold.frontends.torch_parts import Part, Parts, ends_of, find_parts
 from bnfold.frontends.torch_write import write, write_the_same
 
 if TYPE_CHECKING:
@@ -61,12 +61,16 @@ def plan_module(module: nn.Module, inputs: Arguments | None, wanted: Callable[[s
     """
     if inputs is None:
         return _of_guess(module, wanted)
-    if names := open_parameters(module, inputs):
-        return _of_parts(module, inputs, wanted, other_values(names), names)
+    names = open_parameters(module, inputs)
     try:
         captured = capture(module, inputs)
     except ModelError as error:
-        return _of_parts(module, inputs, wanted, error.what)
+        seen = observe(module, inputs)
+        return _of_parts(module, inputs, wanted, find_parts(module, seen, error.what, names), seen)
+    if names:
+        seen = observe(module, inputs)
+        found = find_parts(module, seen, other_values(names), names, is_captured=True)
+        return _of_parts(module, inputs, wanted, found, seen)
     graph = TorchGraph(module, captured)
     made = plan(graph, wanted, merges=False)
     return Planned(((graph, made),), made.decisions, captured.inputs, limits(captured))
@@ -98,10 +102,8 @@ def _plain(dtype: object) -> str:
 
 
 def _of_parts(
-    module: nn.Module, inputs: Arguments, wanted: Callable[[str], bool], why: str, free: tuple[str, ...] = ()
+    module: nn.Module, inputs: Arguments, wanted: Callable[[str], bool], found: Parts, seen: Observation
 ) -> Planned:
-    seen = observe(module, inputs)
-    found = find_parts(module, seen, why, free)
     placed: list[tuple[int, Decision]] = []
     planned: list[tuple[TorchGraph, FoldPlan]] = []
     for part in found.parts:
@@ -111,7 +113,7 @@ def _of_parts(
     last = len(found.places)
     placed += [(found.places.get(path, last), _excluded(kept, wanted)) for path, kept in found.kept]
     ordered = tuple(decision for _, decision in sorted(placed, key=lambda pair: pair[0]))
-    notes = tuple(_notes(found.refused, planned, found.parts, is_open=bool(free)))
+    notes = tuple(_notes(found, planned))
     return Planned(tuple(planned), ordered, inputs, notes, tuple(seen.paths))
 
 
@@ -157,13 +159,12 @@ def _name(decision: Decision) -> str:
     return decision.subject.name
 
 
-def _notes(
-    refused: Mapping[str, str], planned: list[tuple[TorchGraph, FoldPlan]], parts: list[Part], *, is_open: bool
-) -> Iterator[str]:
-    for path, why in refused.items():
+def _notes(found: Parts, planned: list[tuple[TorchGraph, FoldPlan]]) -> Iterator[str]:
+    parts = found.parts
+    for path, why in found.refused.items():
         clause = why.removeprefix("torch.export cannot capture it: ").partition(" (unhinted")[0]
         short = shorten(clause, _LONGEST, placeholder=" ...")
-        if is_open and not path:
+        if found.is_captured and not path:
             yield f"not folded as a whole: {short}; as_graph=True makes a graph for these values, which refuses others"
         else:
             yield f"torch.export cannot capture {path or 'the whole'}: {short}"

@@ -153,7 +153,8 @@ def test_code_that_another_value_would_run_keeps_the_part_that_it_reaches_into()
     assert all(same(result, net, sample(), flag) for flag in (False, True))
 
 
-def test_methods_that_another_value_would_call_are_not_looked_into() -> None:
+@pytest.mark.parametrize("by_numbers", [False, True])
+def test_methods_that_another_value_would_call_are_looked_into_only_where_numbers_decide_too(by_numbers: bool) -> None:
     class Trained(Holder):
         def loss(self, x: Tensor) -> Tensor:
             return self.first(x).sum()  # type: ignore[no-any-return]
@@ -163,9 +164,16 @@ def test_methods_that_another_value_would_call_are_not_looked_into() -> None:
             return self.loss(x)  # type: ignore[no-any-return]
         return self.first(x)  # type: ignore[no-any-return]
 
-    net = alive(Trained(code))
+    def decided(self: Any, x: Tensor, flag: bool) -> Tensor:
+        if x.sum() > 0:
+            x = -x
+        if flag:
+            return self.loss(x)  # type: ignore[no-any-return]
+        return self.first(x)  # type: ignore[no-any-return]
+
+    net = alive(Trained(decided if by_numbers else code))
     result = fold(net)
-    assert names(result.decisions, Folded) == ["first.1"]
+    assert names(result.decisions, Folded) == ([] if by_numbers else ["first.1"])
     assert all(same(result, net, sample(), flag) for flag in (False, True))
 
 

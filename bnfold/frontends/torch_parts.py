@@ -50,15 +50,19 @@ class Parts:
         kept: BatchNorms that are in no part; by the place of their first call, which is that of `places`.
         places: The place in the order of first calls, by path; what was never called comes last.
         refused: Modules that torch.export could not capture, and its reason, as a clause.
+        is_captured: Whether it captures the whole, and only the open parameters of that are why there are parts.
     """
 
     parts: list[Part] = field(default_factory=list)
     kept: list[tuple[str, Kept]] = field(default_factory=list)
     places: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    is_captured: bool = False
 
 
-def find_parts(module: nn.Module, seen: Observation, why: str, free: tuple[str, ...] = ()) -> Parts:
+def find_parts(
+    module: nn.Module, seen: Observation, why: str, free: tuple[str, ...] = (), *, is_captured: bool = False
+) -> Parts:
     """Split `module`, which cannot be captured as a whole because of `why`, into parts.
 
     Args:
@@ -66,10 +70,12 @@ def find_parts(module: nn.Module, seen: Observation, why: str, free: tuple[str, 
         seen: What it did on the example inputs.
         why: A clause.
         free: Its open parameters (`bnfold.frontends.torch_open`), which it may hand on to its parts.
+        is_captured: Whether torch.export captures the whole, so that what no run reached hangs on these alone; methods
+            called there are not looked into then, as they are not in a module without such parameters.
     """
-    search = _Search(module, seen, is_open=bool(free))
+    search = _Search(module, seen, is_open=bool(free), is_captured=is_captured)
     search.found.refused[""] = why
-    search.descend("", _open(free) if free else _uncaptured(""))
+    search.descend("", _open(free) if is_captured else _uncaptured(""))
     search.found.parts.sort(key=lambda part: seen.order[part.path])
     return search.found
 
@@ -77,9 +83,9 @@ def find_parts(module: nn.Module, seen: Observation, why: str, free: tuple[str, 
 class _Search:
     """The walk over the module tree, from the outermost modules on."""
 
-    def __init__(self, module: nn.Module, seen: Observation, *, is_open: bool) -> None:
+    def __init__(self, module: nn.Module, seen: Observation, *, is_open: bool, is_captured: bool) -> None:
         self._module, self._seen, self._is_open = module, seen, is_open
-        self.found = Parts(places=dict(seen.order))
+        self.found = Parts(places=dict(seen.order), is_captured=is_captured)
         self._unseen: dict[str, Unseen] = {}
         self._lazy = lazy_modules(module)
         self._first: dict[int, str] = {}
@@ -159,9 +165,9 @@ class _Search:
         for length in range(len(pieces)):
             above = ".".join(pieces[:length])
             unseen = self._unseen_of(above)
-            yield "" if self._is_open else unseen.anything
+            yield "" if self.found.is_captured else unseen.anything
             yield next((unseen.names[name] for name in (*pieces[length:], *sorted(inside)) if name in unseen.names), "")
-            if strict and not self._is_open:
+            if strict and not self.found.is_captured:
                 yield unseen.at_all
                 made_of_numbers = above in self._seen.decides and any(_has_flags(call) for call in calls)
                 yield "a number that a tensor holds may become a flag" if made_of_numbers else ""
