@@ -100,7 +100,8 @@ class Check:
     """How to verify: providers, shapes of inputs, seed, the caller's data, whom to tell; and what is asked besides.
 
     `fixed` are the inputs that are the same in every run, `oracle` tells whether float64 is asked about everything,
-    `tries` whether the local test tries itself, `deployed` whether both models are compared as they are deployed.
+    `tries` whether the local test tries itself, `deployed` whether both models are compared as they are deployed,
+    `stages` whether every stage is judged by itself, which is what there is instead of the local test of a fold.
     """
 
     providers: Sequence[str]
@@ -113,6 +114,7 @@ class Check:
     oracle: bool = False
     metric: Metric | None = None
     deployed: bool = True
+    stages: bool = False
 
     def local(self, original: ir.Model, planned: ModelPlan, spans: Sequence[Spans]) -> tuple[LocalCheck, ...]:
         """Every region of the folds by itself."""
@@ -139,8 +141,9 @@ class Check:
         )
         if not check.runs:
             return check
-        if check.failed or self.oracle:
-            check = settle(check, old, new, seed=seed, data=data, fixed=fixed, everything=self.oracle, progress=tell)
+        if check.failed or self.oracle or self.stages:
+            check = settle(check, old, new, seed=seed, data=data, fixed=fixed,
+                           everything=self.oracle, stages=self.stages, progress=tell)  # fmt: skip
         check = self._under_settings(check, old, new)
         if self.metric is None or data is None:
             return check

@@ -13,7 +13,7 @@ from bnfold.frontends.onnx_float64 import in_float64
 from bnfold.frontends.onnx_kernels_run import evaluate
 from bnfold.holding import COMPUTED
 from bnfold.judging import Errors, worse
-from bnfold.oracle import nudged, verdict_on
+from bnfold.verdicts import nudged, verdict_on
 
 if TYPE_CHECKING:
     from bnfold.rerunning import Arrays, Rerun, Results

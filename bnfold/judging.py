@@ -13,6 +13,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from bnfold.affine import Float64Array
+
 #: The folded model may err this many times as much as the original.
 ERROR_FACTOR = 4.0
 
@@ -29,47 +31,54 @@ class Errors:
         original: The largest error of the original, relative to the tensor's scale.
         folded: The largest error of the folded model, likewise.
         believed: Whether the oracle and the original agree well enough to judge by.
+        staged: Whether both were computed from the original's own values before the tensor (`bnfold.staging`).
     """
 
     ratio: float
     original: float
     folded: float
     believed: bool = True
+    staged: bool = False
 
 
-def channel_scales(truth: NDArray[np.float64]) -> NDArray[np.float64]:
+def channel_scales(truth: Float64Array) -> Float64Array:
     """The largest magnitude in every channel (axis 1; one channel for fewer axes)."""
-    return _maxima(truth)
+    axes = tuple(axis for axis in range(truth.ndim) if axis != 1)
+    return np.asarray(np.abs(truth).max(axis=axes, initial=0.0), dtype=np.float64)
+
+
+def channel_errors(truth: Float64Array, values: NDArray[Any]) -> Float64Array:
+    """The largest error in every channel of `values`, which have the shape of `truth`."""
+    with np.errstate(all="ignore"):
+        return channel_scales(values - truth)
 
 
 def judge(
-    truth: NDArray[np.float64],
-    original: NDArray[Any],
-    folded: NDArray[Any],
+    scale: Float64Array,
+    was: Float64Array,
+    now: Float64Array,
     roundoff: float,
-    usual: NDArray[np.float64] | None = None,
+    usual: Float64Array | None = None,
 ) -> Errors:
-    """Both errors of one tensor, channel by channel (axis 1; one channel for fewer axes).
+    """Both errors of one tensor, channel by channel (`channel_errors`).
 
     A channel in which the original happened to be exact is granted the median channel's error. A tensor that is zero
     throughout has no scale of its own, because all that it was computed from cancelled: its scale counts as 1, which is
     the size of what a BatchNorm puts out.
 
     Args:
-        truth: What is right, in float64.
-        original: The same tensor as the original computes it.
-        folded: And as the folded model does.
+        scale: How large every channel is (`channel_scales`), in float64.
+        was: The original's errors.
+        now: The folded model's.
         roundoff: Unit round-off of the type that it is stored in.
-        usual: Scales of the channels (`channel_scales`) on ordinary inputs, below which none is taken: what cancels on
-            a constant input has rounding errors of the size that it usually has.
+        usual: Scales of the channels on ordinary inputs, below which none is taken: what cancels on a constant input
+            has rounding errors of the size that it usually has.
     """
-    with np.errstate(all="ignore"):
-        scale, was, now = _maxima(truth), _maxima(original - truth), _maxima(folded - truth)
     if usual is not None and usual.shape == scale.shape:
         scale = np.maximum(scale, usual)
     scale = scale if scale.any() else np.ones_like(scale)
-    allowed = ERROR_FACTOR * np.maximum(was, np.median(was)) + ERROR_ROUNDINGS * roundoff * scale
     with np.errstate(all="ignore"):
+        allowed = ERROR_FACTOR * np.maximum(was, np.median(was)) + ERROR_ROUNDINGS * roundoff * scale
         ratio = np.where(now == 0, 0.0, now / allowed)
         largest = [np.max(figures) for figures in (ratio, was / np.max(scale), now / np.max(scale))]
     worst, original_error, folded_error = np.nan_to_num(largest, nan=np.inf, posinf=np.inf)
@@ -80,8 +89,3 @@ def worse(one: Errors, other: Errors) -> Errors:
     """Of two runs the one to report: not believed before believed, then by the rule, each error the larger one."""
     worst = max(one, other, key=lambda errors: (not errors.believed, errors.ratio))
     return Errors(worst.ratio, max(one.original, other.original), max(one.folded, other.folded), worst.believed)
-
-
-def _maxima(values: NDArray[Any]) -> NDArray[np.float64]:
-    axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-    return np.asarray(np.abs(values).max(axis=axes, initial=0.0), dtype=np.float64)

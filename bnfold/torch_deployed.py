@@ -14,8 +14,8 @@ from bnfold.comparison import UNIT_ROUNDOFF, TensorComparison, compare
 from bnfold.deployed import Deployed, Moved
 from bnfold.deploying import settle
 from bnfold.errors import ProviderError
-from bnfold.oracle import nudged, verdict_on
 from bnfold.runtime import Session, open_session
+from bnfold.verdicts import nudged, verdict_on
 
 if TYPE_CHECKING:
     import onnx

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from bnfold.checking import Progress, Where, Wishes, prepare_check
@@ -87,5 +88,5 @@ def verify(  # noqa: PLR0913
         what = "example_inputs and example_kwargs are for PyTorch modules"
         raise UsageError(what, where="verify", remedy="data=... is for ONNX models")
     old, new = (opened(cast("ModelLike", model))[0] for model in (before, after))
-    check = prepare_check(old, Where(providers, shapes, seed), data, wishes, progress)
+    check = replace(prepare_check(old, Where(providers, shapes, seed), data, wishes, progress), stages=True)
     return Verification((), check.quick(old, new))

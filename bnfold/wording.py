@@ -199,16 +199,17 @@ def _outputs(check: QuickCheck) -> str:
 
 
 def oracle_line(check: QuickCheck) -> str:
-    """Both errors against float64 in one line, of the worst output, else of the worst tensor; empty if not asked."""
-    judged = [(entry.oracle, entry) for entry in check.comparisons if entry.oracle is not None]
-    judged = judged or [(entry.oracle, entry) for entry in check.inner if entry.oracle is not None]
+    """Both errors against float64, of the first tensor that differs, else of the worst output; empty if not asked."""
+    judged = [(entry.oracle, entry) for entry in (*check.comparisons, *check.inner) if entry.oracle is not None]
     if not judged:
         return ""
-    errors, entry = max(judged, key=lambda pair: pair[0].ratio)
-    asked = sum(entry.oracle is not None for entry in (*check.comparisons, *check.inner))
+    outputs = [pair for pair in judged if pair[1] in check.comparisons]
+    first = [pair for pair in judged if pair[1].name == check.first_divergence]
+    errors, entry = max(first or outputs or judged, key=lambda pair: pair[0].ratio)
+    whence = ", from the values before it" if errors.staged else ""
     return (
-        f"{entry.name} is off by {errors.original:.2g} of its scale before, by {errors.folded:.2g} after "
-        f"({errors.ratio:.2g} of what is allowed); {count(asked, 'tensor')} asked about"
+        f"{entry.name} is off by {errors.original:.2g} of its scale before, by {errors.folded:.2g} after"
+        f"{whence} ({errors.ratio:.2g} of what is allowed); {count(len(judged), 'tensor')} asked about"
     )
 
 

@@ -59,8 +59,8 @@ TABLE = {
     "checks": row(
         4,
         "agreement boxes deployed deploying holding rerunning examining feeds inputs interfaces metrics patterns "
-        "probing quickcheck localcheck localsizes constantcheck oracle selftest verification torchcheck torch_compared "
-        "torch_running torch_deployed exportcheck",
+        "probing quickcheck localcheck localsizes constantcheck oracle selftest staging verdicts verification "
+        "torchcheck torch_compared torch_running torch_deployed exportcheck",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch ml_dtypes",
     ),
@@ -118,7 +118,7 @@ EXCEPTIONS = {
         "frontends.torch_capture",
         "frontends.torch_decisions",
     },  # other sizes
-    "oracle": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
+    "verdicts": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
     "deploying": {"frontends.onnx_float64", "frontends.onnx_kernels_run"},  # as localcheck
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,10 @@ import pytest
 from onnx_models import PARAMETERS, STATS, parse
 
 import bnfold
-from bnfold import oracle
+from bnfold import verdicts
 from bnfold.errors import ModelError
 from bnfold.judging import Errors, channel_scales, judge, worse
+from bnfold.quickcheck import quick_check
 from bnfold.wording import oracle_line
 
 TEXT = f"""(float[N,3,8,8] x) => (float[N,4,6,6] y) <float[4,3,3,3] w, {PARAMETERS}>
@@ -44,29 +44,33 @@ def test_both_errors_of_every_tensor_are_reported() -> None:
     assert oracle_line(check).endswith("2 tensors asked about")
 
 
-def test_nobody_is_asked_without_need() -> None:
+def test_a_fold_asks_nobody_without_need_and_verify_asks_about_the_stages() -> None:
+    quick = bnfold.fold(ir.from_proto(parse(TEXT))).report.verification.quick[0]  # type: ignore[union-attr]
+    assert all(entry.oracle is None for entry in (*quick.comparisons, *quick.inner))
+    assert oracle_line(quick) == ""
     check = bnfold.verify(*folded()).quick[0]
-    assert all(entry.oracle is None for entry in (*check.comparisons, *check.inner))
-    assert oracle_line(check) == ""
+    assert all(entry.oracle is not None and entry.oracle.staged for entry in (*check.comparisons, *check.inner))
+    assert "after, from the values before it (" in oracle_line(check)
 
 
-def test_a_fold_within_the_tolerance_and_less_accurate_than_the_original_fails_only_when_asked() -> None:
+def test_a_fold_within_the_tolerance_that_is_less_accurate_than_the_original_fails() -> None:
     models = folded(1.0001)
-    assert bnfold.verify(*models).passed
-    found = bnfold.verify(*models, oracle=True)
-    assert found.failed
-    assert found.quick[0].first_divergence == "b"
-    (output,) = found.quick[0].comparisons
-    assert output.note.startswith("less accurate than the original: ")
+    assert quick_check(*map(ir.to_proto, models)).passed
+    for asks in (False, True):
+        found = bnfold.verify(*models, oracle=asks)
+        assert found.failed
+        assert found.quick[0].first_divergence == "b"
+        (output,) = found.quick[0].comparisons
+        assert output.note.startswith("less accurate than the original: " if asks else "")
 
 
 def test_an_oracle_that_is_not_believed_is_reported_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = oracle.evaluate
+    right = verdicts.evaluate
 
     def wrong(*args: Any) -> dict[str, np.ndarray]:
-        return {name: value + (name == "y") for name, value in right(*args).items()}
+        return {name: value + name.startswith("y") for name, value in right(*args).items()}
 
-    monkeypatch.setattr(oracle, "evaluate", wrong)
+    monkeypatch.setattr(verdicts, "evaluate", wrong)
     check = bnfold.verify(*folded(), oracle=True).quick[0]
     known = {entry.name: entry.oracle is not None for entry in (*check.comparisons, *check.inner)}
     assert known == {"b": True, "y": False}
@@ -79,20 +83,22 @@ def test_without_an_oracle_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -
     def refuses(*_: object) -> None:
         raise ModelError("Foo cannot be computed in float64")
 
-    monkeypatch.setattr(oracle, "in_float64", refuses)
+    monkeypatch.setattr(verdicts, "in_float64", refuses)
     check = bnfold.verify(*folded(), oracle=True).quick[0]
     assert check.passed
     assert check.notes == ("There is no oracle for these models: Foo cannot be computed in float64.",)
 
 
-def test_what_follows_a_decision_and_whole_numbers_are_not_asked_about() -> None:
+def test_what_follows_a_decision_is_judged_given_the_decision_and_whole_numbers_are_not_asked_about() -> None:
     text = """(float[N,9] x) => (float[N,2] y, int64[N,2] i) <int64[1] two>
         { a = Sigmoid(x) v, i = TopK(a, two) y = Neg(v) }"""
     model = ir.from_proto(parse(text, values={"two": np.array([2])}))
     check = bnfold.verify(model, model, oracle=True).quick[0]
     assert set(check.held) == {"v", "i"}
     assert {entry.name for entry in check.inner if entry.oracle is not None} == {"a"}
-    assert all(entry.oracle is None for entry in check.comparisons)
+    (y,) = (entry.oracle for entry in check.comparisons)
+    assert y is not None
+    assert y.staged
 
 
 def test_a_fold_says_what_the_oracle_found() -> None:
@@ -103,17 +109,16 @@ def test_a_fold_says_what_the_oracle_found() -> None:
 
 def test_errors_are_relative_to_the_scale_of_the_tensor() -> None:
     truth = np.array([[2.0, -4.0]])
-    found = judge(truth, truth + 0.004, truth - 0.008, 2.0**-24)
+    found = judge(*(channel_scales(values) for values in (truth, 0.004 + 0 * truth, 0.008 + 0 * truth)), 2.0**-24)
     assert (found.original, found.folded) == pytest.approx((0.001, 0.002))
     assert 0.49 < found.ratio < 0.5
 
 
 def test_the_usual_scale_of_a_channel_is_a_floor_where_it_is_given() -> None:
-    truth, off = np.full((2, 3, 4), 1e-9), 1e-6
-    usual: Mapping[str, np.ndarray] = {"right": channel_scales(np.ones((2, 3, 4))), "other": np.ones(5)}
-    assert judge(truth, truth, truth + off, 2.0**-24).ratio > 1
-    assert judge(truth, truth, truth + off, 2.0**-24, usual["right"]).ratio < 1
-    assert judge(truth, truth, truth + off, 2.0**-24, usual["other"]).ratio > 1
+    tiny, off = np.full(3, 1e-9), np.full(3, 1e-6)
+    assert judge(tiny, 0 * off, off, 2.0**-24).ratio > 1
+    assert judge(tiny, 0 * off, off, 2.0**-24, np.ones(3)).ratio < 1
+    assert judge(tiny, 0 * off, off, 2.0**-24, np.ones(5)).ratio > 1
 
 
 def test_of_several_runs_the_worst_counts() -> None:

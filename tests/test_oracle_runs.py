@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx_models import parse
 
-from bnfold import oracle
+from bnfold import verdicts
 from bnfold.judging import Errors
 from bnfold.quickcheck import QuickCheck
 
@@ -40,14 +40,14 @@ def judged(monkeypatch: pytest.MonkeyPatch, *runs: Results, patterns: int = 0) -
     def every(*_: object, **__: object) -> Iterator[dict[str, Any]]:
         return iter(feeds)
 
-    monkeypatch.setattr(oracle, "exposing", lambda *_: next(names))
-    monkeypatch.setattr(oracle, "open_session", lambda model, _: Session(model, runs))
-    monkeypatch.setattr(oracle, "feeds_again", every)
-    monkeypatch.setattr(oracle, "nudged", lambda feeds: [feeds, dict(feeds, nudged=1)])
-    monkeypatch.setattr(oracle, "evaluate", lambda _, feeds, __: {"y": np.float64(runs[int(feeds["run"])]["truth"])})
+    monkeypatch.setattr(verdicts, "exposing", lambda *_: next(names))
+    monkeypatch.setattr(verdicts, "open_session", lambda model, _: Session(model, runs))
+    monkeypatch.setattr(verdicts, "feeds_again", every)
+    monkeypatch.setattr(verdicts, "nudged", lambda feeds: [feeds, dict(feeds, nudged=1)])
+    monkeypatch.setattr(verdicts, "evaluate", lambda _, feeds, __: {"y": np.float64(runs[int(feeds["run"])]["truth"])})
     ordinary: tuple[Mapping[str, tuple[int, ...]], ...] = tuple({"x": (2, 4)} for _ in runs[: len(runs) - patterns])
     check = QuickCheck("cpu", (), (), (), ordinary, None, failed=True, proves=True)
-    return oracle._judge_all(check, MODEL, MODEL, ["y"], seed=0, data=None, fixed={}).get("y")
+    return verdicts.verdicts(MODEL, MODEL, ["y"], verdicts.Repeat(check, MODEL, 0), "cpu").get("y")
 
 
 def ratio(monkeypatch: pytest.MonkeyPatch, *runs: Results, patterns: int = 0) -> float:
@@ -100,7 +100,7 @@ def test_of_another_shape_or_type_in_any_run_there_is_no_verdict(
 
 def test_inputs_are_moved_by_one_rounding_and_whole_numbers_are_not() -> None:
     feeds = {"x": np.ones(64, np.float32), "h": np.ones(64, np.float16), "i": np.arange(4)}
-    draws = oracle.nudged(feeds)
+    draws = verdicts.nudged(feeds)
     for draw in draws:
         assert (draw["i"] == feeds["i"]).all()
         assert draw["i"].dtype == feeds["i"].dtype
@@ -110,9 +110,18 @@ def test_inputs_are_moved_by_one_rounding_and_whole_numbers_are_not() -> None:
     assert len({draw["x"].tobytes() for draw in draws}) == 3
 
 
-def test_an_original_that_is_off_however_it_is_rounded_shows_a_fault_of_the_oracle() -> None:
-    off = ONES * np.float32(0.95)
-    for originals, believed in (([off, off, off], False), ([off, ONES, off], True), ([ONES, off, off], True)):
-        found = oracle.verdict_on(np.float64(ONES), originals, ONES)
-        assert found is not None
-        assert found.believed is believed
+@pytest.mark.parametrize(("off", "believed"), [(0.0159, True), (0.0161, False)])
+@pytest.mark.parametrize("who", range(3))
+def test_an_original_is_believed_within_sixteen_tolerances(off: float, believed: bool, who: int) -> None:
+    originals = [ONES, ONES, ONES]
+    originals[who] = ONES * np.float32(1 - off)
+    found = verdicts.verdict_on(np.float64(ONES), originals, ONES)
+    assert found is not None
+    assert found.believed is believed
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_original_that_is_not_finite_is_not_believed(bad: float) -> None:
+    found = verdicts.verdict_on(np.float64(ONES), [ONES, ONES * np.float32(bad)], ONES)
+    assert found is not None
+    assert not found.believed
