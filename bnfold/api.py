@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from bnfold.batches import Data
 from bnfold.calibrating import Calibration, Choice, as_calibration, calibrated
-from bnfold.checking import Progress, Proof, Where, Wishes, demand, prepare_check
+from bnfold.checking import demand, prepare_check
 from bnfold.data_sources import DataLike
 from bnfold.errors import UsageError
 from bnfold.fold_result import FoldResult
@@ -32,6 +32,7 @@ from bnfold.torch_dispatch import check_wishes, fold_torch, inspect_torch, is_mo
 from bnfold.torch_result import TorchFoldResult
 from bnfold.verification import Verification
 from bnfold.verifying import verify
+from bnfold.wishes import Progress, Proof, Where, Wishes
 
 if TYPE_CHECKING:
     from torch import nn

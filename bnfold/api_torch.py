@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bnfold.checking import Proof, demand
+from bnfold.checking import demand
 from bnfold.errors import ModelError
 from bnfold.folding import FoldPlan
 from bnfold.frontends.torch_arguments import Arguments
@@ -21,6 +21,7 @@ from bnfold.torch_result import TorchFoldResult
 from bnfold.torchcheck import torch_check
 from bnfold.verification import Verification
 from bnfold.views import Barrier, BatchNorm
+from bnfold.wishes import Proof
 
 if TYPE_CHECKING:
     from torch import nn

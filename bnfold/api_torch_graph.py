@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bnfold.api_torch import check_initialised, check_module
-from bnfold.checking import Proof, demand
+from bnfold.checking import demand
 from bnfold.errors import VerificationError
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.torch_arguments import Arguments, demanded
@@ -28,6 +28,7 @@ from bnfold.torch_result import TorchFoldResult
 from bnfold.torchcheck import torch_check
 from bnfold.verification import Verification
 from bnfold.views import Barrier, BatchNorm
+from bnfold.wishes import Proof
 
 if TYPE_CHECKING:
     from torch import nn

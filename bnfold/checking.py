@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,82 +17,25 @@ from bnfold.errors import BnfoldError, MachineError, ProviderError, UsageError, 
 from bnfold.frontends.onnx_files import in_memory
 from bnfold.frontends.onnx_fold import ModelPlan
 from bnfold.frontends.onnx_regions import Cutter
-from bnfold.inputs import InputsLike, fixed_inputs
+from bnfold.inputs import fixed_inputs
 from bnfold.localcheck import LocalCheck, local_check
 from bnfold.metrics import Metric, choose_metric, measure
 from bnfold.oracle import settle
 from bnfold.providers import each_provider
 from bnfold.quickcheck import QuickCheck, quick_check
+from bnfold.renaming import renamed, reuse_note, reused_names
 from bnfold.report.model import Report
-from bnfold.report.recalibration_report import RecalibrationReport
 from bnfold.rerunning import prepare_rerun
 from bnfold.runtime import require
+from bnfold.verdicts import Repeat
+from bnfold.wishes import BY_FLAGS, Progress, Where, Wishes
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
 
-Progress: TypeAlias = Callable[[str], None]
 Spans: TypeAlias = Mapping[int, tuple[int, int]]
-
-
-#: What helps where the runtime's own optimiser gets the folded model wrong.
-UNOPTIMISED = "deploy at ORT_DISABLE_ALL and fold with --no-deployed (deployed=False), or keep the BatchNorm behind it"
-
-#: What helps where nothing is proven, on the command line and in Python.
-BY_FLAGS = "--keep leaves a BatchNorm alone, --no-verify writes the model without this proof"
-BY_ARGUMENTS = "keep=... leaves a BatchNorm alone, verify=False folds without this proof"
-
-
-@dataclass(frozen=True, eq=False)
-class Proof:
-    """How a fold of a PyTorch module is proven.
-
-    Attributes:
-        verify: Whether at all.
-        seed: Of the inputs.
-        progress: Told what is being done.
-        remedy: What helps where nothing is proven.
-        recalibration: What was done to the module before, for the report.
-    """
-
-    verify: bool = True
-    seed: int = 0
-    progress: Progress | None = None
-    remedy: str = BY_ARGUMENTS
-    recalibration: RecalibrationReport | None = None
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What is asked of the check besides, as `bnfold.fold` documents it."""
-
-    inputs: InputsLike | None = None
-    oracle: bool = False
-    metric: str | None = None
-    metric_output: str | None = None
-    self_test: bool = False
-    deployed: bool = True
-
-    @property
-    def first(self) -> str:
-        """The first thing that is asked, by its name; empty if nothing is."""
-        names = ("inputs", "oracle", "metric", "metric_output", "self_test")
-        return next((name for name in names if getattr(self, name)), "")
-
-    def __bool__(self) -> bool:
-        """Whether anything is."""
-        return self.first != ""
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where to check: providers, shapes of inputs by name, and the seed of what is drawn."""
-
-    providers: Sequence[str]
-    shapes: Mapping[str, tuple[int, ...]] | None
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +44,8 @@ class Check:
 
     `fixed` are the inputs that are the same in every run, `oracle` tells whether float64 is asked about everything,
     `tries` whether the local test tries itself, `deployed` whether both models are compared as they are deployed,
-    `stages` whether every stage is judged by itself, which is what there is instead of the local test of a fold.
+    `foreign` whether another tool may have made the folded model: every stage is then judged by itself, for want of the
+    local test of a fold, and names may be other tensors' names.
     """
 
     providers: Sequence[str]
@@ -114,7 +58,7 @@ class Check:
     oracle: bool = False
     metric: Metric | None = None
     deployed: bool = True
-    stages: bool = False
+    foreign: bool = False
 
     def local(self, original: ir.Model, planned: ModelPlan, spans: Sequence[Spans]) -> tuple[LocalCheck, ...]:
         """Every region of the folds by itself."""
@@ -136,14 +80,16 @@ class Check:
     def _on(self, provider: str, old: onnx.ModelProto, new: onnx.ModelProto) -> QuickCheck:
         """On one provider: compared, judged by the oracle if asked or in doubt, then the decisions counted."""
         seed, data, fixed, tell = self.seed, self.data, self.fixed, self.progress
-        check = quick_check(
-            old, new, provider=provider, shapes=self.shapes, seed=seed, data=data, fixed=fixed, progress=tell
-        )
+        check = self._compared(provider, old, new)
         if not check.runs:
             return check
-        if check.failed or self.oracle or self.stages:
+        if self.foreign and (others := reused_names(Repeat(check, old, seed, data, fixed), old, new)):
+            new = renamed(new, others)
+            check = self._compared(provider, old, new)
+            check = replace(check, notes=(*check.notes, reuse_note(others)))
+        if check.failed or self.oracle or self.foreign:
             check = settle(check, old, new, seed=seed, data=data, fixed=fixed,
-                           everything=self.oracle, stages=self.stages, progress=tell)  # fmt: skip
+                           everything=self.oracle, stages=self.foreign, progress=tell)  # fmt: skip
         check = self._under_settings(check, old, new)
         if self.metric is None or data is None:
             return check
@@ -156,6 +102,10 @@ class Check:
             proves=check.proves and found.proves,
             first_divergence=first,
         )
+
+    def _compared(self, provider: str, old: onnx.ModelProto, new: onnx.ModelProto) -> QuickCheck:
+        return quick_check(old, new, provider=provider, shapes=self.shapes, seed=self.seed, data=self.data,
+                           fixed=self.fixed, progress=self.progress)  # fmt: skip
 
     def _under_settings(self, check: QuickCheck, old: onnx.ModelProto, new: onnx.ModelProto) -> QuickCheck:
         """`check` with what the runtime's own optimiser and TF32 do to both models; both are reported apart."""
@@ -206,6 +156,10 @@ def source_of(data: DataLike | None, model: ir.Model, fixed: Collection[str] = (
     if data is None:
         return None
     return as_source(data, [spec for spec in read_inputs(in_memory(model)) if spec.name not in fixed])
+
+
+#: What helps where the runtime's own optimiser gets the folded model wrong.
+UNOPTIMISED = "deploy at ORT_DISABLE_ALL and fold with --no-deployed (deployed=False), or keep the BatchNorm behind it"
 
 
 def demand(

@@ -102,10 +102,10 @@ def fold_command(  # noqa: PLR0913  # one parameter for each option
     from bnfold import api, terminal, wording  # noqa: PLC0415  # as above: not for --help
     from bnfold.benchmarking import benchmark  # noqa: PLC0415
     from bnfold.calibrating import Calibration, Choice  # noqa: PLC0415
-    from bnfold.checking import BY_FLAGS, Proof  # noqa: PLC0415
     from bnfold.report.model import Report  # noqa: PLC0415
     from bnfold.reproduction import reproduce_failure  # noqa: PLC0415
     from bnfold.torch_folds import fold_file, graph_settings  # noqa: PLC0415
+    from bnfold.wishes import BY_FLAGS, Proof  # noqa: PLC0415
 
     targets = [output, *([] if manifest in (None, EMBED) else [manifest])]
     _check_files(targets, [model, *(request.text for request in (calibrate, data) if request)], reports)

@@ -75,7 +75,7 @@ def pair_up(before: onnx.ModelProto, after: onnx.ModelProto, provider: str) -> P
     Raises:
         MissingPackageError, ProviderError: As `bnfold.runtime.open_session`.
     """
-    original, folded = _probe(before, {}, provider), _probe(after, {}, provider)
+    original, folded = probe(before, {}, provider), probe(after, {}, provider)
     wanted = [output.name for output in before.graph.output]
     types = (original.session.types, folded.session.types)
     retyped = {name: (types[0][name], types[1][name]) for name in wanted if types[0][name] != types[1][name]}
@@ -83,20 +83,20 @@ def pair_up(before: onnx.ModelProto, after: onnx.ModelProto, provider: str) -> P
     # Only tensors can be fed; a decision that yields a sequence stays, and what follows it is left out.
     tensors = sorted(outcome for outcome in shared if all(_is_tensor(types[0][name]) for name in outcome))
     cut = tuple(name for outcome in tensors for name in outcome)
-    if set(_node_outputs(original.graph)) <= set(cut) or set(_node_outputs(folded.graph)) <= set(cut):
+    if set(node_outputs(original.graph)) <= set(cut) or set(node_outputs(folded.graph)) <= set(cut):
         # Nothing but decisions: onnxruntime takes no graph without nodes, and nothing is left to compare.
         return Pair(original, original, folded, cut, (), (), retyped)
-    reference = _probe(before, {name: types[0][name] for name in cut}, provider) if cut else original
-    folded = _probe(after, {name: types[0][name] for name in cut}, provider) if cut else folded
-    usable = _usable(reference) & _usable(folded) - set(cut)
+    reference = probe(before, {name: types[0][name] for name in cut}, provider) if cut else original
+    folded = probe(after, {name: types[0][name] for name in cut}, provider) if cut else folded
+    known = usable(reference) & usable(folded) - set(cut)
     inner = tuple(
-        name for name in _node_outputs(reference.graph) if name in usable and _is_inner(reference, name, wanted)
+        name for name in node_outputs(reference.graph) if name in known and _is_inner(reference, name, wanted)
     )
-    outputs = tuple(name for name in wanted if name in usable)
+    outputs = tuple(name for name in wanted if name in known)
     return Pair(original, reference, folded, cut, outputs, inner, retyped)
 
 
-def _probe(model: onnx.ModelProto, fed: Mapping[str, str], provider: str) -> Probe:
+def probe(model: onnx.ModelProto, fed: Mapping[str, str], provider: str) -> Probe:
     """A probe of a copy of the model whose nodes that compute `fed` (type by name) are replaced by inputs."""
     import onnx  # noqa: PLC0415
 
@@ -113,7 +113,7 @@ def _probe(model: onnx.ModelProto, fed: Mapping[str, str], provider: str) -> Pro
         graph.input.append(onnx.helper.make_tensor_value_info(name, element_number(kind), None))
     name_nodes(graph)
     held = {output.name for output in outputs}
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in _node_outputs(graph) if name not in held)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in node_outputs(graph) if name not in held)
     session = open_session(copy, provider)
     for tensor in graph.initializer:
         tensor.ClearField("raw_data")  # the session has its own
@@ -122,24 +122,25 @@ def _probe(model: onnx.ModelProto, fed: Mapping[str, str], provider: str) -> Pro
     return Probe(graph, session, flow, frozenset(descendants(graph, sources)))
 
 
-def _node_outputs(graph: onnx.GraphProto) -> tuple[str, ...]:
+def node_outputs(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """Names of all that the nodes of the main graph compute, in their order."""
     return tuple(name for node in graph.node for name in node.output if name)
 
 
-def _decisions(probe: Probe) -> tuple[tuple[str, ...], ...]:
+def _decisions(found: Probe) -> tuple[tuple[str, ...], ...]:
     """The outcomes of every decision, one tuple per node."""
-    nodes = [probe.graph.node[position] for position in probe.flow.decisions]
+    nodes = [found.graph.node[position] for position in found.flow.decisions]
     return tuple(tuple(filter(None, node.output)) for node in nodes)
 
 
-def _usable(probe: Probe) -> set[str]:
+def usable(found: Probe) -> set[str]:
     """Names of the outputs of a probe that are tensors and follow no decision that is still in the graph."""
-    names = {output.name for output in probe.graph.output}
-    return {name for name in names - probe.jumping if _is_tensor(probe.session.types[name])}
+    names = {output.name for output in found.graph.output}
+    return {name for name in names - found.jumping if _is_tensor(found.session.types[name])}
 
 
-def _is_inner(probe: Probe, name: str, outputs: list[str]) -> bool:
-    return name not in outputs and name in probe.flow.inexact and probe.session.types[name] in FLOATS
+def _is_inner(found: Probe, name: str, outputs: list[str]) -> bool:
+    return name not in outputs and name in found.flow.inexact and found.session.types[name] in FLOATS
 
 
 def _is_tensor(kind: str) -> bool:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from bnfold.checking import Proof
 from bnfold.errors import UsageError
 from bnfold.frontends.torch_arguments import Arguments, read_arguments
 from bnfold.leftover_forms import Form
 from bnfold.report.model import Report
 from bnfold.torch_result import TorchFoldResult
 from bnfold.verification import Verification
+from bnfold.wishes import Proof
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -17,10 +17,10 @@ from bnfold.torch_recalibrated import recalibrated
 
 if TYPE_CHECKING:
     from bnfold.api_torch_graph import GraphSettings
-    from bnfold.checking import Proof
     from bnfold.leftover_forms import Form
     from bnfold.report.model import Report
     from bnfold.torch_files import Shapes, TorchFile
+    from bnfold.wishes import Proof
 
 
 def graph_settings(only: str | None, keep: str | None, reduce: bool, merge: bool, leftover: Form) -> GraphSettings:

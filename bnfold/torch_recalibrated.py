@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.calibrating import Calibration, Choice, calibrated
-from bnfold.checking import Proof
 from bnfold.frontends import torch_marks as marks
 from bnfold.frontends.onnx_files import save
 from bnfold.frontends.torch_kinds import FileKind
 from bnfold.recalibrating import recorded
 from bnfold.report.recalibration_report import RecalibrationReport
 from bnfold.torch_outputs import GRAPHS, check_output
+from bnfold.wishes import Proof
 
 if TYPE_CHECKING:
     import onnx_ir as ir

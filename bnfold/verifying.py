@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from bnfold.checking import Progress, Where, Wishes, prepare_check
+from bnfold.checking import prepare_check
 from bnfold.data_sources import DataLike
 from bnfold.errors import UsageError
 from bnfold.inputs import InputsLike
@@ -14,6 +14,7 @@ from bnfold.models import ModelLike, opened
 from bnfold.providers import each_provider
 from bnfold.torch_dispatch import is_module, verify_torch
 from bnfold.verification import Verification
+from bnfold.wishes import Progress, Where, Wishes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,5 +89,5 @@ def verify(  # noqa: PLR0913
         what = "example_inputs and example_kwargs are for PyTorch modules"
         raise UsageError(what, where="verify", remedy="data=... is for ONNX models")
     old, new = (opened(cast("ModelLike", model))[0] for model in (before, after))
-    check = replace(prepare_check(old, Where(providers, shapes, seed), data, wishes, progress), stages=True)
+    check = replace(prepare_check(old, Where(providers, shapes, seed), data, wishes, progress), foreign=True)
     return Verification((), check.quick(old, new))

@@ -59,7 +59,7 @@ TABLE = {
     "checks": row(
         4,
         "agreement boxes deployed deploying holding rerunning examining feeds inputs interfaces metrics patterns "
-        "probing quickcheck localcheck localsizes constantcheck oracle selftest staging verdicts verification "
+        "probing quickcheck localcheck localsizes constantcheck oracle renaming selftest staging verdicts verification "
         "torchcheck torch_compared torch_running torch_deployed exportcheck",
         "values arrays graph machine",
         "numpy onnx onnx_ir torch ml_dtypes",
@@ -67,7 +67,7 @@ TABLE = {
     "report": row(5, "report.*", "values arrays checks", "numpy"),
     "library": row(
         6,
-        "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking fold_result history "
+        "__init__ api api_torch api_torch_graph batches benchmarking calibrating checking wishes fold_result history "
         "model_size models notes observing processes recalibrating recalibrating_torch reproduction selecting "
         "torch_culprit torch_dispatch torch_files torch_folds torch_outputs torch_plan torch_recalibrated torch_result "
         "torch_file_verify torch_verify unfolding verifying",

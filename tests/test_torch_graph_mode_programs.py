@@ -14,13 +14,13 @@ from torch_models import alive, sample
 from zoo.functional import Net, conv
 
 from bnfold.api_torch_graph import GraphSettings, fold_program
-from bnfold.checking import Proof
 from bnfold.decision import Reason
 from bnfold.errors import VerificationError
 from bnfold.frontends import torch_guards, torch_program_constants
 from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_graph_module import as_module
 from bnfold.frontends.torch_wide import widened
+from bnfold.wishes import Proof
 
 #: torch's own specifications of inputs and outputs warn when they are copied.
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
