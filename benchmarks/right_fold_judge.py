@@ -70,6 +70,8 @@ class Row:
         ratio: The error of the folded model in units of what the rule above allows.
         asked: How many tensors the float64 oracle was asked about.
         local: The largest error of a region in units of its bound; None where bnfold raised.
+        verified: Why `bnfold.verify` does not pass original and fold; empty where it does.
+        stage: The largest error of a stage there, in units of what the rule above allows; None where none was judged.
         blamed: The rules of the peers by which the fold is wrong.
         seconds: How long `bnfold.fold` took.
     """
@@ -82,6 +84,8 @@ class Row:
     ratio: float = 0.0
     asked: int = 0
     local: float | None = None
+    verified: str = ""
+    stage: float | None = None
     blamed: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -107,7 +111,8 @@ def examine(case: Case, cache: Path) -> Row:
     drawn = run(subject.model, subject.uniform), run(after, subject.uniform)
     blamed = tuple(name for name, rule in RULES.items() if any(rule(drawn[0][key], drawn[1][key]) for key in exact))
     right = "right" if ratio <= 1 else "WRONG"
-    return Row(case.key, case.kind, right, alarm, gone, ratio, asked, local, blamed, seconds)
+    verdict = _verified(subject, plain.model)
+    return Row(case.key, case.kind, right, alarm, gone, ratio, asked, local, *verdict, blamed, seconds)
 
 
 def _checked(subject: Subject) -> tuple[str, int, float | None, float]:
@@ -122,6 +127,17 @@ def _checked(subject: Subject) -> tuple[str, int, float | None, float]:
     checked = None if report is None else report.verification
     ratios = [check.ratio for check in checked.local if check.ratio is not None] if checked else []
     return alarm, asked, max(ratios, default=None), time.monotonic() - start
+
+
+def _verified(subject: Subject, folded: ir.Model) -> tuple[str, float | None]:
+    """What `bnfold verify` says to the fold, of which it knows no plan: why it does not pass, and the worst stage."""
+    try:
+        found = bnfold.verify(ir.from_proto(subject.model), folded, shapes=subject.shapes or None)
+    except bnfold.BnfoldError as error:
+        return f"{type(error).__name__}: {error}", None
+    entries = [entry for quick in found.quick for entry in (*quick.inner, *quick.comparisons)]
+    ratios = [entry.oracle.ratio for entry in entries if entry.oracle is not None and entry.oracle.staged]
+    return "" if found.passed else found.culprit or found.doubt or "nothing is proven", max(ratios, default=None)
 
 
 def _state(subject: Subject, exact: Arrays) -> str:

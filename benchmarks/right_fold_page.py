@@ -29,18 +29,20 @@ those, says so and writes nothing) or in which nothing folds are not counted. Me
 BatchNorm normalises; statistics are those of random batches, moved by 3 %. Images of ResNet-101 and of the networks of
 the tests have {RESNET_SIZE} pixels a side.
 
-The columns: how many folds are right; alarms; in how many folds, and about how many tensors, the float64 oracle was
-asked before the verdict; the largest error of a region in units of its bound in the local test (at most 1 passes); the
-largest error of an output in units of what the rule above allows; and how many of the right folds each rule blames that
-compares one run with the other, on inputs in [0, 1) as its tools draw them."""
+Then `bnfold.verify` compares the original with the fold, of which it knows no plan; anything but a pass is an alarm.
+
+The columns: how many folds are right; alarms of the fold, and of `verify`; in how many folds, and about how many
+tensors, the float64 oracle was asked before the verdict; the largest error of a region in units of its bound in the
+local test (at most 1 passes); the largest error of a tensor that `verify` computes from the original's values before
+it, and of an output of the whole network, both in units of what the rule above allows; and how many of the right folds
+each rule blames that compares one run with the other, on inputs in [0, 1) as its tools draw them."""
 
 _WRONG = """\
 Twenty layers of Conv, BatchNorm and ReLU, folded, and then one of them made wrong at the beginning, in the middle or at
 the end, for several seeds of all weights (`tests/mutated_folds.py`). Caught: the fold would not be written. Named: the
 message names the BatchNorm, or for the wrong border, of which there is no plan of bnfold, the first tensor behind it.
-The last two columns say which of the two tests saw it: the local one at that BatchNorm and at no other, and the runs
-end to end at the first tensor behind it. A single weight off by a thousandth is less than what rounding may do to an
-output; the local test is for that."""
+The last two columns say which test saw it: the local one of the fold at that BatchNorm and at no other, and `bnfold
+verify`, which knows no fold, at the first tensor behind it."""
 
 
 def page(rows: Sequence[Row], wrong: Sequence[Caught]) -> str:
@@ -53,11 +55,13 @@ def page(rows: Sequence[Row], wrong: Sequence[Caught]) -> str:
 def _summary(rows: Sequence[Row], wrong: Sequence[Caught]) -> str:
     right = _right(rows)
     alarms, asked = sum(bool(row.alarm) for row in right), [row.asked for row in right if row.asked]
+    blames = sum(bool(row.verified) for row in right)
     blamed = "; ".join(f"{sum(rule in row.blamed for row in right)} by {rule}" for rule in RULES)
     caught, named = sum(one.caught for one in wrong), sum(one.named for one in wrong)
     broken = sum(row.state == "WRONG" for row in rows)
     return (
-        f"**{len(right)} right folds, {alarms} false alarms.** {broken} folds of bnfold were not right. "
+        f"**{len(right)} right folds, {alarms} false alarms, {blames} by `bnfold verify`.** "
+        f"{broken} folds of bnfold were not right. "
         f"In {len(asked)} the float64 oracle was asked first, about {sum(asked)} tensors. "
         f"Rules that compare one run with the other blame of the right folds: {blamed}. "
         f"**Of {len(wrong)} folds made wrong on purpose {caught} were caught and {named} named.**"
@@ -69,7 +73,7 @@ def _right(rows: Sequence[Row]) -> list[Row]:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    head = ["models", "right", "alarms", "oracle asked", "local", "accuracy", *RULES]
+    head = ["models", "right", "alarms", "of verify", "oracle asked", "local", "stages", "outputs", *RULES]
     found = [(kind.title, [row for row in rows if row.kind == name]) for name, kind in KINDS.items()]
     lines = [_line(title, some) for title, some in found if some]
     return as_markdown([head, *lines, _line("all", rows)])
@@ -78,14 +82,15 @@ def _table(rows: Sequence[Row]) -> str:
 def _line(title: str, rows: Sequence[Row]) -> list[str]:
     right = _right(rows)
     asked = [row.asked for row in right if row.asked]
-    locals_ = [row.local for row in right if row.local is not None]
+    largest = ([figure for figure in figures if figure is not None] for figures in (
+        (row.local for row in right), (row.stage for row in right), (row.ratio for row in right)))  # fmt: skip
     return [
         title,
         str(len(right)),
         str(sum(bool(row.alarm) for row in right)),
+        str(sum(bool(row.verified) for row in right)),
         f"{len(asked)} / {sum(asked)}" if asked else "-",
-        f"{max(locals_):.2f}" if locals_ else "-",
-        f"{max(row.ratio for row in right):.2f}" if right else "-",
+        *(f"{max(figures):.2f}" if figures else "-" for figures in largest),
         *(str(sum(rule in row.blamed for row in right)) for rule in RULES),
     ]
 
@@ -99,7 +104,7 @@ def _left_out(rows: Sequence[Row]) -> str:
 
 
 def _wrong_table(wrong: Sequence[Caught]) -> str:
-    head = ["what is wrong", "tried", "caught", "named", "by the local test", "end to end"]
+    head = ["what is wrong", "tried", "caught", "named", "by the local test", "by verify"]
     lines = []
     for kind in dict.fromkeys(one.kind for one in wrong):
         some = [one for one in wrong if one.kind == kind]

@@ -67,7 +67,7 @@ def settle(  # noqa: PLR0913
         return replace(check, notes=(*check.notes, f"There is no oracle for {what}: {error}."))
     found, notes = _with(check, lambda entry: _settled(entry, judged)), list[str]()
     if names or stages:
-        tell("asking the float64 oracle about every stage by itself")
+        tell("judging every stage by itself, in float64")
         try:
             found = _by_stages(found, repeat if names else repeat.fewer, before, after)
         except BnfoldError as error:

@@ -31,7 +31,9 @@ STYLES = {
     "float64": Style(dtype="float64", dense=True),
     "int8": Style(quantised=True, small=1e-8),
 }
-RIGHT = Row("mean-1 #0", "mean-1", "right", folded=2, ratio=0.1, asked=3, local=0.5, blamed=(next(iter(RULES)),))
+RIGHT = Row(
+    "mean-1 #0", "mean-1", "right", folded=2, ratio=0.1, asked=3, local=0.5, stage=0.2, blamed=(next(iter(RULES)),)
+)
 CAUGHT = Caught("wrong channel", 0, 9, caught=True, local=True, first=True, named=True)
 
 
@@ -76,8 +78,10 @@ def test_a_right_fold_passes_and_is_counted(kind: str, tmp_path: Path) -> None:
     assert (row.state, row.alarm) == ("right", "")
     assert row.folded > 0
     assert row.ratio <= 1
-    assert row.local is not None
-    assert 0 < row.local <= 1
+    assert row.verified == ""
+    for figure in (row.local, row.stage):
+        assert figure is not None
+        assert 0 < figure <= 1
     assert ("rtol 1e-4, atol 1e-5 (onnxsim)" in row.blamed) == (kind == "mean-1000")
 
 
@@ -178,10 +182,11 @@ def test_rows_are_kept_and_a_line_that_was_cut_off_is_not(tmp_path: Path) -> Non
         (RIGHT, CAUGHT, 0),
         (replace(RIGHT, state="dead", alarm="nothing is proven"), CAUGHT, 0),
         (replace(RIGHT, alarm="nothing is proven"), CAUGHT, 1),
+        (replace(RIGHT, verified="nothing is proven"), CAUGHT, 1),
         (replace(RIGHT, state="WRONG"), CAUGHT, 1),
         (RIGHT, replace(CAUGHT, caught=False), 1),
     ],
-    ids=["all is well", "not counted", "false alarm", "wrong fold", "missed"],
+    ids=["all is well", "not counted", "false alarm", "false alarm of verify", "wrong fold", "missed"],
 )
 def test_the_exit_code_says_whether_all_is_well(
     row: Row, caught: Caught, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -199,10 +204,10 @@ def test_the_page_counts_what_is_right_and_names_what_does_not_count() -> None:
     text = page(
         [RIGHT, replace(RIGHT, alarm="x"), replace(RIGHT, state="dead")], [CAUGHT, replace(CAUGHT, named=False)]
     )
-    assert "**2 right folds, 1 false alarms.** 0 folds of bnfold were not right." in text
+    assert "**2 right folds, 1 false alarms, 0 by `bnfold verify`.** 0 folds of bnfold were not right." in text
     assert "In 2 the float64 oracle was asked first, about 6 tensors." in text
     assert "2 by rtol 1e-5, atol 1e-8 (NumPy, torch); 0 by" in text
     assert "**Of 2 folds made wrong on purpose 2 were caught and 1 named.**" in text
-    assert "| means of 1 standard deviation | 2 | 1 | 2 / 6 | 0.50 | 0.10 | 2 | 0 | 0 | 0 |" in text
+    assert "| means of 1 standard deviation | 2 | 1 | 0 | 2 / 6 | 0.50 | 0.20 | 0.10 | 2 | 0 | 0 | 0 |" in text
     assert "Not counted, of 3 models: dead: 1." in text
     assert "| wrong channel | 2 | 2 | 1 | 2 | 2 |" in text
