@@ -157,7 +157,7 @@ def nudged(feeds: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, npt.NDArray[
         for name, value in feeds.items():
             if value.dtype.name in UNIT_ROUNDOFF:
                 away = generator.choice([-np.inf, np.inf], value.shape).astype(value.dtype)
-                draw[name] = np.nextafter(value, away)
+                draw[name] = np.asarray(np.nextafter(value, away))
         draws.append(draw)
     return draws
 

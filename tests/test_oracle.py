@@ -111,7 +111,7 @@ def test_a_right_fold_is_cleared() -> None:
     assert settled.first_divergence is None
     assert told == [
         "asking the float64 oracle about 2 tensors",
-        "asking the float64 oracle about every stage by itself",
+        "judging every stage by itself, in float64",
     ]
     assert "2 of 2 differences are rounding, by the float64 oracle." in settled.notes
 

@@ -126,6 +126,15 @@ def test_what_follows_a_decision_is_judged_given_the_decision() -> None:
         assert verdict.ratio <= 0.3
 
 
+def test_a_number_alone_is_a_stage_as_well() -> None:
+    """A mean over everything: NumPy makes scalars of such arrays where it can."""
+    text = "(float[N,4] x) => (float[N,4] y) { m = ReduceMean <keepdims=0> (x) e = Exp(m) y = Div(x, e) }"
+    model = parse(text)
+    check = bnfold.verify(ir.from_proto(model), ir.from_proto(model)).quick[0]
+    assert {entry.name: entry.shape for entry in check.inner} == {"m": (), "e": ()}
+    assert all(entry.oracle is not None and entry.oracle.staged for entry in (*check.inner, *check.comparisons))
+
+
 GRAPH = parse("(float[4] x) => (float[4] d) { a = Abs(x) b = Neg(a) n = Exp(b) c = Add(n, a) d = Add(c, b) }").graph
 ALL = dict.fromkeys("abcd", True)
 
