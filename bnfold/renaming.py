@@ -18,8 +18,9 @@ from bnfold.probing import node_outputs, probe, usable
 from bnfold.slices import absolute_difference, magnitudes
 from bnfold.verdicts import Repeat
 
-#: Another tensor must be this many times closer than the one of equal name.
-_CLOSER = 4.0
+#: Another tensor must be this many times closer than the one of equal name, and as near as this part of its scale:
+#: through a deep network rounding may move a tensor by hundredths.
+_CLOSER, _NEAR = 4.0, 0.25
 
 
 def reused_names(repeat: Repeat, before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, str]:
@@ -47,7 +48,7 @@ def reused_names(repeat: Repeat, before: onnx.ModelProto, after: onnx.ModelProto
     for name, values in new.session.run(suspects, feeds).items():
         apart = {other: _apart(was[other], values) for other in free}
         closest = min(apart, key=apart.__getitem__, default=name)
-        if apart.get(closest, np.inf) * _CLOSER < _apart(was[name], values):
+        if apart.get(closest, np.inf) < min(_NEAR, _apart(was[name], values) / _CLOSER):
             found[name] = closest
             free.remove(closest)
     return found
