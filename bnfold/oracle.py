@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import numpy.typing as npt
@@ -135,16 +136,26 @@ def _notes(check: QuickCheck, found: QuickCheck, judged: Mapping[str, Errors], *
     if doubtful:
         rounding = sum(entry.passed for entry in now)
         yield f"{rounding} of {len(doubtful)} differences are rounding, by the float64 oracle."
-    amplified = [judged[name].original for name in doubtful if name in judged and not judged[name].believed]
-    if amplified:
-        staged = sum(entry.oracle is not None and entry.oracle.staged for entry in now)
-        unknown = sum(not entry.compared for entry in now)
-        parts = [f"{staged} tensors were judged from the values before them"] * (staged > 0)
-        parts += [f"{unknown} tensors prove nothing"] * (unknown > 0)
-        yield f"Rounding alone moves the original by {max(amplified):.2g} of the scale: {', '.join(parts)}."
+    doubts = {name: judged[name].original for name in doubtful if name in judged and not judged[name].believed}
+    staged = sum(entry.oracle is not None and entry.oracle.staged for entry in now if entry.name in doubts)
+    unknown = sum(not entry.compared for entry in now)
+    off = max((doubt for doubt in doubts.values() if isfinite(doubt)), default=None)
+    if off is not None:
+        parts = [f"{_tensors(staged)} judged stage by stage"] * (staged > 0)
+        parts += [f"{_tensors(unknown)} without proof"] * (unknown > 0)
+        yield f"Rounding alone moves the original by {off:.2g} of the scale: {', '.join(parts)}."
+    elif doubts:
+        yield (
+            f"The original itself is not finite where float64 is: {_tensors(unknown)} without proof. Numbers of the"
+            " size that the model expects help: give your own with --verify-data."
+        )
     believed = sum(verdict.believed for verdict in judged.values())
     if everything and believed < len(judged):
         yield f"The float64 oracle is believed for {believed} of {len(judged)} tensors."
+
+
+def _tensors(number: int) -> str:
+    return f"{number} tensor{'s' * (number != 1)}"
 
 
 def _settled(comparison: TensorComparison, judged: Mapping[str, Errors]) -> TensorComparison:

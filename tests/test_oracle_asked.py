@@ -97,8 +97,20 @@ def test_a_difference_without_an_oracle_to_believe_is_not_compared(monkeypatch: 
     check = checked(entry("a", passed=False), entry("b", passed=False))
     found = settled(monkeypatch, check, {"a": verdict(0.1), "b": verdict(9.0, believed=False)})
     assert [(one.compared, one.failed) for one in found.inner] == [(True, False), (False, False)]
-    assert found.notes[-1] == "Rounding alone moves the original by 0.25 of the scale: 1 tensors prove nothing."
+    assert found.notes[-1] == "Rounding alone moves the original by 0.25 of the scale: 1 tensor without proof."
     assert len(settled(monkeypatch, check, {"a": verdict(0.1), "b": verdict(9.0)}).notes) == 1
+
+
+def test_what_overflows_in_the_original_already_asks_for_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = checked(entry("a", passed=False), entry("b", passed=False))
+    endless = Errors(9.0, float("inf"), float("inf"), believed=False)
+    found = settled(monkeypatch, check, {"a": verdict(0.1), "b": endless})
+    assert found.notes[-1] == (
+        "The original itself is not finite where float64 is: 1 tensor without proof. Numbers of the size that the model"
+        " expects help: give your own with --verify-data."
+    )
+    found = settled(monkeypatch, check, {"a": verdict(9.0, believed=False), "b": endless})
+    assert found.notes[-1] == "Rounding alone moves the original by 0.25 of the scale: 2 tensors without proof."
 
 
 def test_outputs_that_cannot_be_judged_prove_nothing_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_a_right_fold_is_cleared_where_rounding_alone_moves_the_original_far(nam
     assert any(errors.staged for errors in judged)
     assert all(errors.ratio <= 0.5 for errors in judged)
     assert all(errors.original < 1e-3 for errors in judged if errors.staged)
-    assert found.notes[-1].endswith("tensors were judged from the values before them.")
+    assert found.notes[-1].endswith("judged stage by stage.")
 
 
 @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
