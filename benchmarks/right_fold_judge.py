@@ -136,7 +136,7 @@ def _verified(subject: Subject, folded: ir.Model) -> tuple[str, float | None]:
     except bnfold.BnfoldError as error:
         return f"{type(error).__name__}: {error}", None
     entries = [entry for quick in found.quick for entry in (*quick.inner, *quick.comparisons)]
-    ratios = [entry.oracle.ratio for entry in entries if entry.oracle is not None and entry.oracle.staged]
+    ratios = [entry.stage.ratio for entry in entries if entry.stage is not None]
     return "" if found.passed else found.culprit or found.doubt or "nothing is proven", max(ratios, default=None)
 
 

@@ -82,6 +82,7 @@ class TensorComparison:
         ill_conditioned: Rounding alone moves the original further than can be granted: a failure here is in doubt.
         note: What a reader must know; empty when the numbers say it all.
         oracle: Both models' errors against float64; None where that was not asked, or cannot be believed.
+        stage: The same where all three start from the original's values before the tensor (`bnfold.staging`).
     """
 
     name: str
@@ -97,6 +98,7 @@ class TensorComparison:
     ill_conditioned: bool = False
     note: str = ""
     oracle: Errors | None = None
+    stage: Errors | None = None
 
     @property
     def failed(self) -> bool:

@@ -31,14 +31,12 @@ class Errors:
         original: The largest error of the original, relative to the tensor's scale.
         folded: The largest error of the folded model, likewise.
         believed: Whether the oracle and the original agree well enough to judge by.
-        staged: Whether both were computed from the original's own values before the tensor (`bnfold.staging`).
     """
 
     ratio: float
     original: float
     folded: float
     believed: bool = True
-    staged: bool = False
 
 
 def channel_scales(truth: Float64Array) -> Float64Array:

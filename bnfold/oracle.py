@@ -85,7 +85,7 @@ def settle(  # noqa: PLR0913
 
 def _first(failed: Sequence[TensorComparison], known: str | None) -> str | None:
     """The first tensor that is wrong from what comes before it, else the first one that differs."""
-    staged = [entry.name for entry in failed if entry.oracle is not None and entry.oracle.staged]
+    staged = [entry.name for entry in failed if entry.stage is not None and entry.stage.ratio > 1]
     names = [entry.name for entry in failed]
     return next(iter(staged), known if known in names else next(iter(names), None))
 
@@ -105,14 +105,14 @@ def _by_stages(found: QuickCheck, repeat: Repeat, before: onnx.ModelProto, after
 def _staged(entry: TensorComparison, verdict: Errors | None, *, cleared: bool) -> TensorComparison:
     if verdict is None:
         return entry
-    verdict = replace(verdict, staged=True)
+    entry = replace(entry, stage=verdict)
     if verdict.ratio > 1:
-        note = f"less accurate from the values before it: {verdict.ratio:.2g} times what the float64 oracle allows"
-        return replace(entry, compared=True, passed=False, oracle=verdict, note=note)
+        note = f"less accurate from the values before it: {verdict.ratio:.3g} times what the float64 oracle allows"
+        return replace(entry, compared=True, passed=False, note=note)
     if cleared and not entry.compared:
         note = f"rounding: from the values before it {verdict.ratio:.2g} of what the float64 oracle allows"
-        return replace(entry, compared=True, passed=True, oracle=verdict, note=note)
-    return replace(entry, oracle=verdict) if entry.oracle is None and entry.compared else entry
+        return replace(entry, compared=True, passed=True, note=note)
+    return entry
 
 
 def _with(check: QuickCheck, judge: Callable[[TensorComparison], TensorComparison]) -> QuickCheck:
@@ -137,7 +137,7 @@ def _notes(check: QuickCheck, found: QuickCheck, judged: Mapping[str, Errors], *
         rounding = sum(entry.passed for entry in now)
         yield f"{rounding} of {len(doubtful)} differences are rounding, by the float64 oracle."
     doubts = {name: judged[name].original for name in doubtful if name in judged and not judged[name].believed}
-    staged = sum(entry.oracle is not None and entry.oracle.staged for entry in now if entry.name in doubts)
+    staged = sum(entry.compared for entry in now if entry.name in doubts)
     unknown = sum(not entry.compared for entry in now)
     off = max((doubt for doubt in doubts.values() if isfinite(doubt)), default=None)
     if off is not None:

@@ -31,6 +31,7 @@ from bnfold.wording import (
     provider_name,
     quick_line,
     seconds,
+    stage_line,
 )
 from bnfold.wording_deployed import setting_lines
 
@@ -216,6 +217,8 @@ def _checks(verification: Verification | None) -> Iterator[tuple[str, str]]:
         yield "each fold", local_line(verification.local)
     for quick in verification.quick:
         yield "end to end", f"{provider_name(quick.provider)}: {quick_line(quick)}"
+        if stages := stage_line(quick):
+            yield "stages", stages
         if oracle := oracle_line(quick):
             yield "float64", oracle
         if quick.agreement is not None:

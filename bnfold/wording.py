@@ -206,10 +206,21 @@ def oracle_line(check: QuickCheck) -> str:
     outputs = [pair for pair in judged if pair[1] in check.comparisons]
     first = [pair for pair in judged if pair[1].name == check.first_divergence]
     errors, entry = max(first or outputs or judged, key=lambda pair: pair[0].ratio)
-    whence = ", from the values before it" if errors.staged else ""
     return (
-        f"{entry.name} is off by {errors.original:.2g} of its scale before, by {errors.folded:.2g} after"
-        f"{whence} ({errors.ratio:.2g} of what is allowed); {count(len(judged), 'tensor')} asked about"
+        f"{entry.name} is off by {errors.original:.2g} of its scale before, by {errors.folded:.2g} after "
+        f"({errors.ratio:.2g} of what is allowed); {count(len(judged), 'tensor')} asked about"
+    )
+
+
+def stage_line(check: QuickCheck) -> str:
+    """The worst tensor from the values before it, in one line; empty if none was judged so."""
+    judged = [(entry.stage, entry) for entry in (*check.inner, *check.comparisons) if entry.stage is not None]
+    if not judged:
+        return ""
+    errors, entry = max(judged, key=lambda pair: pair[0].ratio)
+    return (
+        f"{count(len(judged), 'tensor')}, each from the original's values before it, largest error "
+        f"{errors.ratio:.3g} of what is allowed against float64, at {entry.name}"
     )
 
 

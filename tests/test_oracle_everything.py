@@ -14,7 +14,7 @@ from bnfold import verdicts
 from bnfold.errors import ModelError
 from bnfold.judging import Errors, channel_scales, judge, worse
 from bnfold.quickcheck import quick_check
-from bnfold.wording import oracle_line
+from bnfold.wording import oracle_line, stage_line
 
 TEXT = f"""(float[N,3,8,8] x) => (float[N,4,6,6] y) <float[4,3,3,3] w, {PARAMETERS}>
     {{ c = Conv(x, w) b = BatchNormalization(c, {STATS}) y = Relu(b) }}"""
@@ -47,10 +47,12 @@ def test_both_errors_of_every_tensor_are_reported() -> None:
 def test_a_fold_asks_nobody_without_need_and_verify_asks_about_the_stages() -> None:
     quick = bnfold.fold(ir.from_proto(parse(TEXT))).report.verification.quick[0]  # type: ignore[union-attr]
     assert all(entry.oracle is None for entry in (*quick.comparisons, *quick.inner))
-    assert oracle_line(quick) == ""
+    assert all(entry.stage is None for entry in (*quick.comparisons, *quick.inner))
+    assert (oracle_line(quick), stage_line(quick)) == ("", "")
     check = bnfold.verify(*folded()).quick[0]
-    assert all(entry.oracle is not None and entry.oracle.staged for entry in (*check.comparisons, *check.inner))
-    assert "after, from the values before it (" in oracle_line(check)
+    assert all(entry.stage is not None and entry.stage.ratio <= 1 for entry in (*check.comparisons, *check.inner))
+    assert oracle_line(check) == ""
+    assert stage_line(check).startswith("2 tensors, each from the original's values before it, largest error 0.")
 
 
 def test_a_fold_within_the_tolerance_that_is_less_accurate_than_the_original_fails() -> None:
@@ -96,9 +98,7 @@ def test_what_follows_a_decision_is_judged_given_the_decision_and_whole_numbers_
     check = bnfold.verify(model, model, oracle=True).quick[0]
     assert set(check.held) == {"v", "i"}
     assert {entry.name for entry in check.inner if entry.oracle is not None} == {"a"}
-    (y,) = (entry.oracle for entry in check.comparisons)
-    assert y is not None
-    assert y.staged
+    assert all(entry.oracle is None and entry.stage is not None for entry in check.comparisons)
 
 
 def test_a_fold_says_what_the_oracle_found() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bnfold.decision import Folded, Kept, Reduced
-from bnfold.wording import as_asked, count, local_line, provider_name, recalibrated, worst_of
+from bnfold.wording import as_asked, count, local_line, provider_name, recalibrated, stage_line, worst_of
 from bnfold.wording_deployed import deployed_line, is_alarming
 
 if TYPE_CHECKING:
@@ -59,6 +59,10 @@ def _items(page: Page) -> Iterator[Item]:
         yield Item("each fold by itself", _mood(passed=passed, failed=failed), local_line(checked.local))
     for quick in checked.quick if checked is not None else ():
         yield _end_to_end(quick)
+        if stages := stage_line(quick):
+            judged = [entry.stage for entry in (*quick.inner, *quick.comparisons) if entry.stage is not None]
+            mood = _mood(passed=True, failed=any(errors.ratio > 1 for errors in judged))
+            yield Item(f"each stage by itself on {provider_name(quick.provider)}", mood, stages)
         if (deployed := quick.deployed) is not None:
             yield Item(
                 f"as deployed on {provider_name(quick.provider)}", _deployed(quick, deployed), deployed_line(deployed)

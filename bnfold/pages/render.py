@@ -29,6 +29,7 @@ from bnfold.wording import (
     quick_line,
     recalibrated,
     seconds,
+    stage_line,
 )
 from bnfold.wording_deployed import setting_lines
 
@@ -116,7 +117,7 @@ def _environment(*, escapes: bool) -> Environment:
     filters: dict[str, Any] = {
         "outcome": outcome, "kind": _kind, "figure": _figure, "data_size": data_size, "local_line": local_line,
         "flops_notes": flops_notes, "checklist": checklist, "breakable": _breakable,
-        "oracle_line": oracle_line, "quick_line": quick_line,
+        "oracle_line": oracle_line, "quick_line": quick_line, "stage_line": stage_line,
         "each_way": each_way, "kept_groups": kept_groups, "provider_name": provider_name,
         "setting_lines": setting_lines,
         "recalibrated": recalibrated, "md": _md, "seconds": seconds, "bench_notes": bench_notes,

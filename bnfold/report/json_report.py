@@ -32,10 +32,12 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
         end_to_end      one for each provider: {provider, passed, failed, proves, first_divergence, runs, patterns,
                         outputs, inner, agreement, deployed, tf32, notes}; runs map inputs to shapes; patterns are the
                         kinds of inputs that were run besides, in the shapes of the first run; outputs and inner are
-                        lists of {name, shape, dtype, passed, compared, error, scale, tolerance, oracle, index, note}
-            oracle      null where float64 was not asked or is not believed, else {original, folded, ratio,
-                        staged}: both errors relative to the tensor's scale, and the folded one's in units of what is
-                        allowed; staged where both were computed from the original's own values before the tensor
+                        lists of {name, shape, dtype, passed, compared, error, scale, tolerance, oracle, stage, index,
+                        note}
+            oracle      null where float64 was not asked or is not believed, else {original, folded, ratio}: both
+                        errors relative to the tensor's scale, and the folded one's in units of what is allowed
+            stage       the same where both models and float64 start from the original's values before the tensor; null
+                        where that was not judged (a fold without doubt) or is not believed
             agreement   null without --metric, else {metric, output, samples, decisions, same, clear, different,
                         first}: clear decisions are not within rounding, different ones are clear and not the same
             deployed    null with --no-deployed, of two PyTorch modules, and where nothing could be run, else what the
@@ -224,6 +226,7 @@ def _comparison(entry: TensorComparison) -> Json:
         "scale": figure(entry.scale),
         "tolerance": figure(entry.tolerance),
         "oracle": None if entry.oracle is None else _errors(entry.oracle),
+        "stage": None if entry.stage is None else _errors(entry.stage),
         "index": list(entry.index),
         "note": entry.note,
     }
@@ -231,7 +234,7 @@ def _comparison(entry: TensorComparison) -> Json:
 
 def _errors(errors: Errors) -> Json:
     figures = {"original": errors.original, "folded": errors.folded, "ratio": errors.ratio}
-    return {name: figure(number) for name, number in figures.items()} | {"staged": errors.staged}
+    return {name: figure(number) for name, number in figures.items()}
 
 
 def _agreement(agreement: Agreement) -> Json:
