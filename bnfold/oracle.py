@@ -96,8 +96,9 @@ def _by_stages(found: QuickCheck, repeat: Repeat, before: onnx.ModelProto, after
     known = {name: verdict for name, verdict in stages.items() if verdict is not None and verdict.believed}
     wrong = {name for name, verdict in known.items() if verdict.ratio > 1}
     entries = (*found.inner, *found.comparisons)
-    sure = {entry.name for entry in entries if not entry.failed and (entry.compared or 0 in entry.shape)} - wrong
-    right = {name: name in known and name not in wrong for name in stages}
+    failed = wrong | {entry.name for entry in entries if entry.failed}
+    sure = {entry.name for entry in entries if entry.compared or 0 in entry.shape} - failed
+    right = {name: name in known and name not in failed for name in stages}
     equal = established(after.graph, right, sure, found.held) - sure
     return _with(found, lambda entry: _staged(entry, known.get(entry.name), cleared=entry.name in equal))
 
