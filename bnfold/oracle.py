@@ -73,12 +73,13 @@ def settle(  # noqa: PLR0913
             found = _by_stages(found, repeat if names else repeat.fewer, before, after)
         except BnfoldError as error:
             notes.append(f"The stages cannot be judged by themselves: {error}.")
-    outputs, failed = found.comparisons, [entry for entry in (*found.inner, *found.comparisons) if entry.failed]
+    failed = [entry for entry in (*found.inner, *found.comparisons) if entry.failed]
+    differed = {entry.name for entry in check.comparisons if entry.failed}
     return replace(
         found,
         first_divergence=_first(failed, check.first_divergence),
         failed=bool(failed),
-        proves=check.proves and (not outputs or any(c.compared for c in outputs)),
+        proves=check.proves and all(entry.compared for entry in found.comparisons if entry.name in differed),
         notes=(*check.notes, *notes, *_notes(check, found, judged, everything=everything)),
     )
 
@@ -110,7 +111,7 @@ def _staged(entry: TensorComparison, verdict: Errors | None, *, cleared: bool) -
     if verdict.ratio > 1:
         note = f"less accurate from the values before it: {verdict.ratio:.3g} times what the float64 oracle allows"
         return replace(entry, compared=True, passed=False, note=note)
-    if cleared and not entry.compared:
+    if cleared:
         note = f"rounding: from the values before it {verdict.ratio:.2g} of what the float64 oracle allows"
         return replace(entry, compared=True, passed=True, note=note)
     return entry

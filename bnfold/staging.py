@@ -17,7 +17,7 @@ from bnfold.holding import computed_name
 from bnfold.judging import Errors
 from bnfold.probing import element_number
 from bnfold.quickcheck import QuickCheck
-from bnfold.runtime import exposing, name_nodes, open_session
+from bnfold.runtime import exposing, open_session
 from bnfold.verdicts import Arrays, Repeat, verdicts
 
 
@@ -54,7 +54,7 @@ def shared_values(check: QuickCheck, before: onnx.ModelProto, after: onnx.ModelP
     """The floating-point values that were compared, and that nodes of both graphs compute."""
     computed = [{name for node in model.graph.node for name in node.output} for model in (before, after)]
     names = [entry.name for entry in (*check.inner, *check.comparisons) if entry.dtype in UNIT_ROUNDOFF]
-    return [name for name in names if name in computed[0] & computed[1] and name not in check.held]
+    return [name for name in names if name in computed[0] & computed[1]]
 
 
 def staged(model: onnx.ModelProto, held: Mapping[str, str], shown: Sequence[str]) -> onnx.ModelProto:
@@ -68,7 +68,6 @@ def staged(model: onnx.ModelProto, held: Mapping[str, str], shown: Sequence[str]
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    name_nodes(graph)
     for node in graph.node:
         for place, name in enumerate(node.output):
             if name in held:

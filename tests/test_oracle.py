@@ -223,6 +223,23 @@ def test_weights_of_every_floating_type_are_rounded_once_more(dtype: str, least:
     assert [float(other.sum()) for other in others] == [16, 1]
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_scales_of_a_resize_stay(inside: bool) -> None:
+    """There is no image of 1 + 2^-23 times the size, and onnxruntime refuses to make one in the first two axes."""
+    resize = 'y = Resize <mode = "nearest"> (x, roi, scales)'
+    body = (
+        f"y = If(p) <then_branch = t () => (float y) {{ {resize} }}, else_branch = e () => (float y) {{ y = Abs(x) }}>"
+    )
+    text = f"""(float[1,1,4,4] x, bool p) => (float[1,1,A,B] y) <float[4] scales, float[4] roi, float[64] w>
+        {{ {body if inside else resize} }}"""
+    values = {"scales": np.array([1, 1, 1.5, 2]), "roi": np.ones(4), "w": np.ones(64)}
+    model = parse(text, values=values)
+    for seed in range(16):
+        moved = {t.name: onnx.numpy_helper.to_array(t) for t in verdicts._rounded_again(model, seed).graph.initializer}
+        assert all((moved[name] == values[name]).all() for name in ("scales", "roi"))
+        assert (moved["w"] != values["w"]).any() or seed
+
+
 def _in_float64() -> tuple[onnx.ModelProto, ir.Model]:
     """Means of 1000 standard deviations: original and oracle lose the same three digits, and the fold other ones."""
     original = grown(Style(ratio=1000, dtype="float64", dense=True), seed=4)

@@ -113,11 +113,15 @@ def test_what_overflows_in_the_original_already_asks_for_numbers_of_its_own(monk
     assert found.notes[-1] == "Rounding alone moves the original by 0.25 of the scale: 2 tensors without proof."
 
 
-def test_outputs_that_cannot_be_judged_prove_nothing_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_differs_and_cannot_be_judged_proves_nothing_whatever_the_others_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     doubt, output = {"z": verdict(9.0, believed=False)}, (entry("z", passed=False),)
     assert not settled(monkeypatch, checked(comparisons=output, failed=True), doubt).proves
     two = (*output, entry("y"))
-    assert settled(monkeypatch, checked(comparisons=two, failed=True), doubt).proves
+    assert not settled(monkeypatch, checked(comparisons=two, failed=True), doubt).proves
+    empty = (entry("y", passed=False, compared=False), entry("z", passed=False))
+    assert settled(monkeypatch, checked(comparisons=empty, failed=True), {"z": verdict(0.1)}).proves
     inner = checked(entry("a", passed=False), comparisons=())
     assert settled(monkeypatch, inner, {"a": verdict(0.1)}).proves
     assert not settled(monkeypatch, replace(inner, proves=False), {"a": verdict(0.1)}).proves

@@ -43,7 +43,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, *runs: Results, patterns: int = 0) -
     monkeypatch.setattr(verdicts, "exposing", lambda *_: next(names))
     monkeypatch.setattr(verdicts, "open_session", lambda model, _: Session(model, runs))
     monkeypatch.setattr(verdicts, "feeds_again", every)
-    monkeypatch.setattr(verdicts, "nudged", lambda feeds: [feeds, dict(feeds, nudged=1)])
+    monkeypatch.setattr(verdicts, "nudged", lambda feeds: [dict(feeds, nudged=1)])
     monkeypatch.setattr(verdicts, "evaluate", lambda _, feeds, __: {"y": np.float64(runs[int(feeds["run"])]["truth"])})
     ordinary: tuple[Mapping[str, tuple[int, ...]], ...] = tuple({"x": (2, 4)} for _ in runs[: len(runs) - patterns])
     check = QuickCheck("cpu", (), (), (), ordinary, None, failed=True, proves=True)

@@ -67,6 +67,7 @@ NONE, DOUBTFUL, FINE = ("none",) * 3, ("doubt",) * 3, ("right",) * 3
         (("agrees", "differs", "differs"), DOUBTFUL, ("doubt", "right", "right"), ["passed"] * 3),
         (("agrees", "differs", "differs"), DOUBTFUL, ("wrong", "right", "right"), ["failed", "unknown", "unknown"]),
         (("empty", "differs", "differs"), DOUBTFUL, ("none", "right", "right"), ["unknown", "passed", "passed"]),
+        (("empty", "differs", "differs"), DOUBTFUL, FINE, ["unknown", "passed", "passed"]),
         (DIFFER, ("right", "doubt", "doubt"), ("none", "right", "right"), ["passed"] * 3),
         (DIFFER, ("wrong", "doubt", "doubt"), FINE, ["failed", "unknown", "unknown"]),
         (DIFFER, ("wrong",) * 3, FINE, ["failed"] * 3),

@@ -118,6 +118,25 @@ def test_floats_that_both_compute_and_no_decision_are_shared() -> None:
     assert shared_values(check, MODEL, other) == ["a", "b", "d", "z"]
 
 
+def test_an_output_that_no_node_computes_is_no_stage() -> None:
+    """Computed from constants before, and a constant after: there is nothing to feed."""
+    text = "(float[N,4] x) => (float[N,4] y, float[4] k) <float[4] CONSTANTS> { y = Abs(x) NODE }"
+    before = parse(text.replace("CONSTANTS", "c").replace("NODE", "k = Neg(c)"), values={"c": [1, 2, 3, 4]})
+    after = parse(text.replace("CONSTANTS", "k").replace("NODE", ""), values={"k": [-1, -2, -3, -4]})
+    assert shared_values(quick_check(before, after), before, after) == ["y"]
+    assert bnfold.verify(ir.from_proto(before), ir.from_proto(after)).passed
+
+
+def test_what_is_not_finite_on_a_pattern_is_judged_on_the_others() -> None:
+    """Of zeros the logarithm is none, and a hundredth of an ordinary number is what rounding moves on ones."""
+    model = parse("(float[N,4] x) => (float[N,4] y) { a = Abs(x) b = Log(a) y = Exp(b) }")
+    (check,) = bnfold.verify(ir.from_proto(model), ir.from_proto(model), oracle=True).quick
+    assert check.passed
+    for entry in (*check.inner, *check.comparisons):
+        assert entry.stage is not None
+        assert entry.stage.ratio <= 0.5
+
+
 def test_what_follows_a_decision_is_judged_given_the_decision() -> None:
     stages = judge_stages(Repeat(quick_check(MODEL, MODEL), MODEL, 0), MODEL, MODEL)
     assert set(stages) == {"a", "b", "c", "d", "z"}
@@ -152,6 +171,8 @@ ALL = dict.fromkeys("abcd", True)
         (ALL | {"d": False}, "", (), "abc"),
         (ALL | {"b": False}, "", ("b",), "acd"),  # fed to both: nothing hangs on how it came about
         ({"d": True}, "", (), "d"),  # from the input to d is one stage
+        ({"a": False, "n": True}, "", ("b",), "n"),
+        ({"a": False, "n": True}, "", (), ""),
     ],
 )
 def test_a_stage_counts_where_it_starts_from_what_is_equal(
