@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
@@ -26,7 +27,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 import bnfold
 from benchmarks.frontier_cases import CASES, Case
-from benchmarks.frontier_judge import TOLERANCE, Verdict, judge
+from benchmarks.frontier_judge import TOLERANCE, Verdict, judge, verified
 from benchmarks.frontier_tools import TOOLS
 
 #: Seconds for one tool to start and to work on all cases.
@@ -76,7 +77,9 @@ def _verdict(case: Case, made: Path) -> Verdict | None:
     if not result.exists():
         return None
     try:
-        return judge(case, onnx.load(result))
+        model = onnx.load(result)
+        verdict = judge(case, model)
+        return replace(verdict, verified=verified(case, model)) if verdict.kind in ("right", "WRONG") else verdict
     except DecodeError as broken:
         return Verdict("INVALID", 0, case.batchnorms, detail=f"the file is broken: {broken}")
 
@@ -147,7 +150,27 @@ def footer(found: Mapping[str, Column]) -> list[str]:
     )
     versions = ", ".join(f"{tool} {_version(tool)}" for tool in found)
     missing = [tool for tool in TOOLS if tool not in found]
-    return [meaning, *notes, f"Versions: {versions}.", *([f"Not installed: {', '.join(missing)}."] if missing else [])]
+    return [
+        meaning,
+        *notes,
+        agreement(found),
+        f"Versions: {versions}.",
+        *([f"Not installed: {', '.join(missing)}."] if missing else []),
+    ]
+
+
+def agreement(found: Mapping[str, Column]) -> str:
+    """Whether `bnfold verify` passes what is right, and nothing else."""
+    cells = [(tool, case, column[case.key]) for tool, column in found.items() for case in CASES]
+    right = [cell for cell in cells if cell[2].verified and cell[2].kind == "right"]
+    wrong = [cell for cell in cells if cell[2].verified and cell[2].kind == "WRONG"]
+    apart = [cell for cell in right if cell[2].verified != "passed"] + [c for c in wrong if c[2].verified == "passed"]
+    figures = [sum(verdict.verified == "passed" for *_, verdict in some) for some in (right, wrong)]
+    told = "; ".join(f"{tool}, {case.title}: {verdict.verified}, {verdict.detail}" for tool, case, verdict in apart)
+    return (
+        f"`bnfold verify`, which knows no tool, passes {figures[0]} of these {len(right)} right results and "
+        f"{figures[1]} of the {len(wrong)} WRONG ones{f' ({told})' if told else ''}."
+    )
 
 
 def as_markdown(table: Sequence[Sequence[str]]) -> str:

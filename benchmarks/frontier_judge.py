@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.reference
+import onnx_ir as ir
 
+import bnfold
 from benchmarks.frontier_cases import Case, data_path
 from bnfold.errors import BnfoldError
 from bnfold.frontends.onnx_float64 import evaluate, in_float64
@@ -39,6 +41,8 @@ class Verdict:
         lost: How many inputs that a caller could override are gone.
         error: The largest error relative to the scale of its output; None where there is no result to run.
         detail: A sentence for people.
+        verified: What `bnfold verify` says to it: "passed", "failed", "unproven", or "refused" (it cannot be run);
+            empty where it was not asked.
     """
 
     kind: str
@@ -48,6 +52,7 @@ class Verdict:
     lost: int = 0
     error: float | None = None
     detail: str = ""
+    verified: str = ""
 
     def __str__(self) -> str:
         """The cell of the table."""
@@ -74,6 +79,15 @@ def judge(case: Case, result: onnx.ModelProto) -> Verdict:
         return replace(counted, kind="WRONG", error=error, detail=f"{infinite[0]} is not finite")
     kind = "right" if error <= TOLERANCE else "WRONG"
     return replace(counted, kind=kind, error=error, detail=f"error {error:.2g} of the output's scale")
+
+
+def verified(case: Case, result: onnx.ModelProto) -> str:
+    """What `bnfold verify` says, which knows nothing of the tool; as in `Verdict`."""
+    try:
+        found = bnfold.verify(ir.from_proto(case.model()), ir.from_proto(result), deployed=False)
+    except BnfoldError:
+        return "refused"
+    return "passed" if found.passed else "failed" if found.failed else "unproven"
 
 
 def _errors(case: Case, original: onnx.ModelProto, result: onnx.ModelProto) -> Iterator[float]:

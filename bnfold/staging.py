@@ -1,8 +1,9 @@
 """Both models stage by stage: every value that they share, computed from those before it as the original has them.
 
-`before_t(h) = after_t(h)` for every shared value `t`, with `h` the original's own values: then both models are equal,
-by induction along the folded graph. Rounding that grows through the layers does not reach a stage, so that float64 can
-be believed there, and a fault shows at its own place and in full size.
+`error(after_t(h)) <= 4*error(before_t(h)) + 8*u*scale` for every shared value `t`, against float64, with `h` the
+original's own values: but for rounding both models are then equal, by induction along the folded graph. Rounding that
+grows through the layers does not reach a stage, so that float64 can be believed there, and a fault shows at its own
+place and in full size.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import onnx
 from bnfold.comparison import UNIT_ROUNDOFF
 from bnfold.dataflow import last_before
 from bnfold.holding import computed_name
-from bnfold.judging import Errors
+from bnfold.judging import STAGE_ROUNDINGS, Errors
 from bnfold.probing import element_number
 from bnfold.quickcheck import QuickCheck
 from bnfold.runtime import exposing, open_session
@@ -46,7 +47,8 @@ def judge_stages(repeat: Repeat, before: onnx.ModelProto, after: onnx.ModelProto
             yield feeds | original.run(tuple(held), feeds), is_pattern
 
     models = [staged(model, held, shared) for model in (before, after)]
-    found = verdicts(models[0], models[1], [computed_name(name) for name in shared], runs(), check.provider)
+    names = [computed_name(name) for name in shared]
+    found = verdicts(models[0], models[1], names, runs(), check.provider, STAGE_ROUNDINGS)
     return {name: found.get(computed_name(name)) for name in shared}
 
 

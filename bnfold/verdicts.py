@@ -22,7 +22,7 @@ from bnfold.dataflow import node_bodies
 from bnfold.feeds import feeds_again
 from bnfold.frontends.onnx_float64 import in_float64
 from bnfold.frontends.onnx_kernels_run import evaluate
-from bnfold.judging import Errors, channel_errors, channel_scales, judge, worse
+from bnfold.judging import ERROR_ROUNDINGS, Errors, channel_errors, channel_scales, judge, worse
 from bnfold.quickcheck import QuickCheck
 from bnfold.runtime import exposing, open_session
 
@@ -79,6 +79,7 @@ def verdicts(
     names: Sequence[str],
     runs: Iterable[tuple[Arrays, bool]],
     provider: str,
+    roundings: float = ERROR_ROUNDINGS,
 ) -> dict[str, Errors]:
     """The worst verdict on each of `names` over all runs; none where shapes or types differ in any of them.
 
@@ -88,6 +89,7 @@ def verdicts(
         names: Floating-point values that both compute.
         runs: Inputs, and whether they are a pattern.
         provider: "cpu" or "cuda".
+        roundings: As for `judge`.
 
     Raises:
         ModelError: The original cannot be computed in float64.
@@ -107,7 +109,7 @@ def verdicts(
         was = _largest(truth, (session.run(names, fed) for session, fed in (*draws, *((o, feeds) for o in others))))
         now = _largest(truth, (folding.run(names, feeds),))
         for name in truth:
-            verdict = _verdict(truth[name], was[name], now[name], usual[name] if is_pattern else None)
+            verdict = _verdict(truth[name], was[name], now[name], usual[name] if is_pattern else None, roundings)
             known = worst.get(name, verdict)
             worst[name] = None if known is None or verdict is None else worse(known, verdict)
     return {name: verdict for name, verdict in worst.items() if verdict is not None}
@@ -122,7 +124,7 @@ def verdict_on(truth: Float64Array, originals: Iterable[npt.NDArray[Any]], folde
         folded: And as the folded model does.
     """
     was, now = (_largest({"": truth}, ({"": values} for values in results))[""] for results in (originals, (folded,)))
-    return _verdict(truth, was, now, None)
+    return _verdict(truth, was, now)
 
 
 def _largest(truth: Mapping[str, Float64Array], results: Iterable[Arrays]) -> dict[str, _Seen | None]:
@@ -139,10 +141,16 @@ def _largest(truth: Mapping[str, Float64Array], results: Iterable[Arrays]) -> di
     return found
 
 
-def _verdict(truth: Float64Array, was: _Seen | None, now: _Seen | None, usual: Float64Array | None) -> Errors | None:
+def _verdict(
+    truth: Float64Array,
+    was: _Seen | None,
+    now: _Seen | None,
+    usual: Float64Array | None = None,
+    roundings: float = ERROR_ROUNDINGS,
+) -> Errors | None:
     if was is None or now is None or was.kind != now.kind:
         return None
-    verdict = judge(channel_scales(truth), was.errors, now.errors, UNIT_ROUNDOFF[now.kind], usual)
+    verdict = judge(channel_scales(truth), was.errors, now.errors, UNIT_ROUNDOFF[now.kind], usual, roundings)
     return replace(verdict, believed=verdict.original <= _BELIEVED * TOLERANCE[now.kind])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import bnfold
 from benchmarks import frontier
 from benchmarks.frontier_cases import CASES, Case
-from benchmarks.frontier_judge import Verdict, judge
+from benchmarks.frontier_judge import Verdict, judge, verified
 
 BY_KEY = {case.key: case for case in CASES}
 
@@ -59,6 +60,7 @@ def test_the_judge_finds_what_bnfold_made_right(case: Case) -> None:
     verdict = judge(case, model)
     assert (verdict.kind, verdict.left, verdict.of) == ("right", case.left, case.batchnorms), verdict.detail
     assert verdict.added == 0
+    assert verified(case, model) == "passed"
 
 
 @every_case()
@@ -76,6 +78,20 @@ def test_one_wrong_weight_is_judged_wrong(case: Case) -> None:
     array.reshape(-1)[0] *= 1.1
     held.CopyFrom(onnx.numpy_helper.from_array(array, held.name))
     assert judge(case, model).kind == "WRONG"
+    assert verified(case, model) == ("unproven" if case.key == "overflow" else "failed")
+
+
+def test_verdicts_of_verify_that_are_not_the_judges_are_named() -> None:
+    right, wrong = Verdict("right", 0, 1, verified="passed"), Verdict("WRONG", 0, 1, detail="off", verified="failed")
+    others = {case.key: Verdict("ERROR", 0, 1) for case in CASES}
+    found = {"one": others | {"conv": right}, "two": others | {"conv": wrong}}
+    said = "`bnfold verify`, which knows no tool, passes {} of these 1 right results and {} of the 1 WRONG ones{}."
+    assert frontier.agreement(found) == said.format(1, 0, "")
+    title = BY_KEY["conv"].title
+    found["one"]["conv"] = replace(right, verified="unproven", detail="error 0")
+    assert frontier.agreement(found) == said.format(0, 0, f" (one, {title}: unproven, error 0)")
+    found |= {"one": others | {"conv": right}, "two": others | {"conv": replace(wrong, verified="passed")}}
+    assert frontier.agreement(found) == said.format(1, 1, f" (two, {title}: passed, off)")
 
 
 def test_overridable_parameters_go_with_a_note_or_stay_on_request() -> None:
