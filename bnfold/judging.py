@@ -52,12 +52,13 @@ def channel_errors(truth: Float64Array, values: NDArray[Any]) -> Float64Array:
         return channel_scales(values - truth)
 
 
-def judge(
+def judge(  # noqa: PLR0913
     scale: Float64Array,
     was: Float64Array,
     now: Float64Array,
     roundoff: float,
     usual: Float64Array | None = None,
+    *,
     roundings: float = ERROR_ROUNDINGS,
 ) -> Errors:
     """Both errors of one tensor, channel by channel (`channel_errors`).

@@ -48,7 +48,7 @@ def judge_stages(repeat: Repeat, before: onnx.ModelProto, after: onnx.ModelProto
 
     models = [staged(model, held, shared) for model in (before, after)]
     names = [computed_name(name) for name in shared]
-    found = verdicts(models[0], models[1], names, runs(), check.provider, STAGE_ROUNDINGS)
+    found = verdicts(models[0], models[1], names, runs(), check.provider, roundings=STAGE_ROUNDINGS)
     return {name: found.get(computed_name(name)) for name in shared}
 
 

@@ -73,12 +73,13 @@ class Repeat:
             yield feeds, place >= len(runs)
 
 
-def verdicts(
+def verdicts(  # noqa: PLR0913
     before: onnx.ModelProto,
     after: onnx.ModelProto,
     names: Sequence[str],
     runs: Iterable[tuple[Arrays, bool]],
     provider: str,
+    *,
     roundings: float = ERROR_ROUNDINGS,
 ) -> dict[str, Errors]:
     """The worst verdict on each of `names` over all runs; none where shapes or types differ in any of them.
@@ -150,7 +151,7 @@ def _verdict(
 ) -> Errors | None:
     if was is None or now is None or was.kind != now.kind:
         return None
-    verdict = judge(channel_scales(truth), was.errors, now.errors, UNIT_ROUNDOFF[now.kind], usual, roundings)
+    verdict = judge(channel_scales(truth), was.errors, now.errors, UNIT_ROUNDOFF[now.kind], usual, roundings=roundings)
     return replace(verdict, believed=verdict.original <= _BELIEVED * TOLERANCE[now.kind])
 
 
