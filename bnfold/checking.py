@@ -86,7 +86,7 @@ class Check:
         if self.foreign and (others := reused_names(Repeat(check, old, seed, data, fixed), old, new)):
             new = renamed(new, others)
             check = self._compared(provider, old, new)
-            check = replace(check, notes=(*check.notes, reuse_note(others)))
+            check = replace(check, renamed=others, notes=(*check.notes, reuse_note(others)))
         if check.failed or self.oracle or self.foreign:
             check = settle(check, old, new, seed=seed, data=data, fixed=fixed,
                            everything=self.oracle, stages=self.foreign, progress=tell)  # fmt: skip

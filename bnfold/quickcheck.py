@@ -7,7 +7,7 @@ decision's own outcome is left out. `before(x, d(x))` against `after(x, d(x))`, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,8 @@ class QuickCheck:
         given: How many of the runs, the last ones, were on the caller's data.
         kinds: Names of the patterns that were run besides, in the shapes of the first run (`bnfold.patterns`).
         held: Names of the values that were taken from the original's run in both models, because they may jump.
+        renamed: Names of tensors of the second model, and the names of those of the first that they were compared with,
+            as they have the values of those (`bnfold.renaming`).
         agreement: Whether both models decide alike on the caller's data; None where that was not asked.
         deployed: Both models as people deploy them; None where that was not asked, or nothing was run.
         tf32: What TF32 does to both; None but on CUDA.
@@ -70,6 +72,7 @@ class QuickCheck:
     given: int = 0
     kinds: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
     agreement: Agreement | None = None
     deployed: Deployed | None = None
     tf32: Tf32 | None = None

@@ -22,6 +22,7 @@ from bnfold.frontends.onnx_files import in_memory, load
 from bnfold.frontends.onnx_regions import Cutter
 from bnfold.inputs import InputsLike, fixed_inputs
 from bnfold.quickcheck import QuickCheck
+from bnfold.renaming import renamed
 from bnfold.runtime import exposing, name_nodes, open_session
 from bnfold.text_files import as_ours
 from bnfold.verification import Verification
@@ -58,9 +59,9 @@ def reproduce(  # noqa: PLR0913
 ) -> tuple[str, ...]:
     """Write the smallest pair of models that differs, `before.onnx` and `after.onnx`, and `inputs.npz` for both.
 
-    At its end is the tensor at which the test of a fold by itself fails, else the first that differs end to end: with
-    what leads there from tensors that agree or, where small errors have added up to it, with all that leads there. The
-    folder is there with all three files or not at all.
+    At its end is the tensor at which the test of a fold by itself fails, else one whose stage is wrong, else the first
+    that differs end to end: with what leads there from the tensors before it, from those that agree or, where small
+    errors have added up to it, with all that leads there. The folder is there with all three files or not at all.
 
     Args:
         before: As for `verify`.
@@ -81,6 +82,8 @@ def reproduce(  # noqa: PLR0913
     check_folder(folder)
     check = _with_runs(found, str(folder))
     models = [model if isinstance(model, ir.Model) else load(model) for model in (before, after)]
+    if check.renamed:
+        models[1] = ir.from_proto(renamed(in_memory(models[1]), check.renamed))
     cutters = [Cutter(model) for model in models]
     for cut in _cuts(found, check):
         parts = [cutter.cut(cut.ends, [cut.tensor]) for cutter in cutters]
@@ -132,6 +135,8 @@ def _cuts(found: Verification, check: QuickCheck) -> Iterator[_Cut]:
     for tensor in (local.tensor for local in found.local if local.failed):
         yield _Cut(tuple(name for name in agreeing if name != tensor), tensor, 0.0)
     first = next((entry for entry in entries if entry.failed and entry.name == check.first_divergence), None)
+    if first is not None and first.stage is not None and first.stage.ratio > 1:
+        yield _Cut(tuple(entry.name for entry in entries if entry is not first), first.name, 0.0)
     if first is not None:
         yield _Cut(tuple(agreeing), first.name, first.tolerance)
         yield _Cut((), first.name, 0.0)

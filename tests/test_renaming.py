@@ -14,6 +14,7 @@ from onnx_models import PARAMETERS, STATS, parse
 import bnfold
 from bnfold.quickcheck import QuickCheck, quick_check
 from bnfold.renaming import renamed, reuse_note, reused_names
+from bnfold.reproduction import FILES, reproduce
 from bnfold.verdicts import Repeat
 
 MODEL = Path(__file__).parents[1] / "models" / "digits-darknet.onnx"
@@ -43,6 +44,7 @@ def test_a_conv_that_keeps_its_name_is_compared_with_the_batchnorm() -> None:
     assert check.passed
     assert {entry.name for entry in check.inner} == {"b", "r"}
     assert reuse_note({"c": "b"}) in check.notes
+    assert check.renamed == {"c": "b"}
 
 
 def test_of_a_wrong_one_the_batchnorm_is_named() -> None:
@@ -102,7 +104,7 @@ def test_bodies_read_the_new_name() -> None:
     assert [a.g.node[0].input for a in model.graph.node[1].attribute] == [["b"], ["b"]]
 
 
-def test_what_onnxsim_folds_is_equivalent_and_what_it_would_fold_wrongly_is_not() -> None:
+def test_what_onnxsim_folds_is_equivalent_and_what_it_would_fold_wrongly_is_not(tmp_path: Path) -> None:
     simplified, _ = onnxsim.simplify(onnx.load(MODEL))
     assert not any(node.op_type == "BatchNormalization" for node in simplified.graph.node)
     (check,) = bnfold.verify(MODEL, ir.from_proto(simplified)).quick
@@ -112,6 +114,10 @@ def test_what_onnxsim_folds_is_equivalent_and_what_it_would_fold_wrongly_is_not(
     values = onnx.numpy_helper.to_array(tensor).copy()
     values[0, 0, 1, 1] += 1e-3 * np.abs(values).max()
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    (check,) = bnfold.verify(MODEL, ir.from_proto(simplified)).quick
-    assert check.failed
-    assert check.first_divergence == "/stem/bn/BatchNormalization_output_0"
+    wrong = ir.from_proto(simplified)
+    found = bnfold.verify(MODEL, wrong)
+    assert found.failed
+    assert found.quick[0].first_divergence == "/stem/bn/BatchNormalization_output_0"
+    reproduce(MODEL, wrong, found, tmp_path)
+    parts = [[node.op_type for node in onnx.load(tmp_path / name).graph.node] for name in FILES[:2]]
+    assert parts == [["Conv", "BatchNormalization"], ["Conv"]]

@@ -54,6 +54,20 @@ def test_the_operators_that_differ_are_written_and_do_differ_on_the_inputs_besid
     assert moved[3] > 1000 * np.delete(moved, 3).max()
 
 
+def test_of_a_weight_that_is_off_by_a_thousandth_its_stage_is_written(tmp_path: Path) -> None:
+    """No tensor differs by more than is allowed end to end, and what comes before the stage is not needed."""
+    proto = ir.to_proto(fused())
+    weight = [tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4][6]
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[3, 3, 1 % values.shape[2], 1 % values.shape[3]] += 1e-3 * np.abs(values).max()
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    wrong = ir.from_proto(proto)
+    found = bnfold.verify(MODEL, wrong)
+    reproduce(MODEL, wrong, found, tmp_path)
+    parts = [[node.op_type for node in onnx.load(tmp_path / name).graph.node] for name in FILES[:2]]
+    assert parts == [["Conv", "BatchNormalization"], ["Conv"]]
+
+
 def test_the_callers_data_is_what_the_difference_is_shown_on(tmp_path: Path) -> None:
     wrong, batch = damaged(fused(), 0), np.full((2, 1, 8, 8), 100, np.float32)
     found = bnfold.verify(MODEL, wrong, data=[batch])
@@ -151,9 +165,11 @@ def test_a_fold_that_only_its_own_test_finds_wrong_is_reproduced_where_that_says
 
 
 def test_of_small_errors_that_add_up_all_operators_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no stage shows the first of them, because none could be judged."""
     with monkeypatch.context() as broken:
         break_folds(broken, 1 + 2e-5)
         wrong = fused()
+    monkeypatch.setattr("bnfold.oracle.judge_stages", lambda *_: {})
     found = bnfold.verify(MODEL, wrong)
     assert found.failed
     operators = reproduce(MODEL, wrong, found, tmp_path / "made")

@@ -30,10 +30,11 @@ No clock, no absolute path, no version of anything; keys in the order below, eve
         local           a list of {batchnorms, passed, ratio, tensor, note, damaged}; ratio null when it could not be
                         run; damaged {weight, ratio, seen}, a weight damaged on purpose; null unless asked for
         end_to_end      one for each provider: {provider, passed, failed, proves, first_divergence, runs, patterns,
-                        outputs, inner, agreement, deployed, tf32, notes}; runs map inputs to shapes; patterns are the
-                        kinds of inputs that were run besides, in the shapes of the first run; outputs and inner are
-                        lists of {name, shape, dtype, passed, compared, error, scale, tolerance, oracle, stage, index,
-                        note}
+                        renamed, outputs, inner, agreement, deployed, tf32, notes}; runs map inputs to shapes; patterns
+                        are the kinds of inputs that were run besides, in the shapes of the first run; renamed maps
+                        tensors of the second model to those of the first that they were compared with, by their values
+                        (of `bnfold verify`); outputs and inner are lists of {name, shape, dtype, passed, compared,
+                        error, scale, tolerance, oracle, stage, index, note}
             oracle      null where float64 was not asked or is not believed, else {original, folded, ratio}: both
                         errors relative to the tensor's scale, and the folded one's in units of what is allowed
             stage       the same where both models and float64 start from the original's values before the tensor; null
@@ -206,6 +207,7 @@ def _quick(check: QuickCheck) -> Json:
         "first_divergence": check.first_divergence,
         "runs": [{name: list(shape) for name, shape in run.items()} for run in check.runs],
         "patterns": list(check.kinds),
+        "renamed": dict(check.renamed),
         "outputs": [_comparison(entry) for entry in check.comparisons],
         "inner": [_comparison(entry) for entry in check.inner],
         "agreement": None if check.agreement is None else _agreement(check.agreement),
