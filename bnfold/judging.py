@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 #: The folded model may err this many times as much as the original.
 ERROR_FACTOR = 4.0
 
-#: To which this many roundings of the channel's scale are added: through a whole network, and from the values right
-#: before the tensor, where 15,000 stages of right folds needed none.
-ERROR_ROUNDINGS, STAGE_ROUNDINGS = 64.0, 8.0
+#: To which this many roundings of the channel's scale are added.
+ERROR_ROUNDINGS = 64.0
 
 
 @dataclass(frozen=True)

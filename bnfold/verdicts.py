@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def verdicts(  # noqa: PLR0913
     runs: Iterable[tuple[Arrays, bool]],
     provider: str,
     *,
-    roundings: float = ERROR_ROUNDINGS,
+    roundings: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Errors]:
     """The worst verdict on each of `names` over all runs; none where shapes or types differ in any of them.
 
@@ -90,7 +91,7 @@ def verdicts(  # noqa: PLR0913
         names: Floating-point values that both compute.
         runs: Inputs, and whether they are a pattern.
         provider: "cpu" or "cuda".
-        roundings: As for `judge`.
+        roundings: As for `judge`, by the type of the tensor.
 
     Raises:
         ModelError: The original cannot be computed in float64.
@@ -147,11 +148,12 @@ def _verdict(
     was: _Seen | None,
     now: _Seen | None,
     usual: Float64Array | None = None,
-    roundings: float = ERROR_ROUNDINGS,
+    roundings: Mapping[str, float] = MappingProxyType({}),
 ) -> Errors | None:
     if was is None or now is None or was.kind != now.kind:
         return None
-    verdict = judge(channel_scales(truth), was.errors, now.errors, UNIT_ROUNDOFF[now.kind], usual, roundings=roundings)
+    granted = roundings.get(now.kind, ERROR_ROUNDINGS)
+    verdict = judge(channel_scales(truth), was.errors, now.errors, UNIT_ROUNDOFF[now.kind], usual, roundings=granted)
     return replace(verdict, believed=verdict.original <= _BELIEVED * TOLERANCE[now.kind])
 
 

@@ -210,6 +210,22 @@ def _on_the_runtime(graph: RandomGraph, after: ModelProto, found: Findings) -> N
         wrong = worse(reference, before_run[name], after_run[name], u)
         if wrong:
             found.failures.append(f"onnxruntime: {name} {wrong}")
+    _verified(graph, after, found)
+
+
+def _verified(graph: RandomGraph, after: ModelProto, found: Findings) -> None:
+    """`bnfold verify`, which knows no fold, may find nothing that proves anything, and never a fault."""
+    shapes = {name: value.shape for name, value in graph.feeds.items()}
+    models = ir.from_proto(graph.model), ir.from_proto(after)
+    try:
+        said = bnfold.verify(*models, shapes=shapes, deployed=False)
+    except bnfold.BnfoldError as error:
+        found.notes.append(f"bnfold verify: {error}")
+        return
+    if said.failed:
+        found.failures.append(f"bnfold verify: {said.culprit}")
+    elif not said.passed:
+        found.notes.append("bnfold verify: nothing is proven")
 
 
 def _run(model: ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
