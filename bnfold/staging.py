@@ -21,7 +21,6 @@ from bnfold.quickcheck import QuickCheck
 from bnfold.runtime import exposing, open_session
 from bnfold.verdicts import Arrays, Repeat, verdicts
 
-
 #: Sums of these types are added up in float32 and rounded once: what a stage may err by beyond four times the
 #: original's error is a few roundings, where right folds need none, and 64 are 3 % of the scale, or a quarter.
 ROUNDINGS = {"float16": 8.0, "bfloat16": 8.0}
