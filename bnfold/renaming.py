@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from bnfold.dataflow import FLOATS, node_bodies, node_reads
+from bnfold.dataflow import node_bodies, node_reads
 from bnfold.probing import node_outputs, probe, usable
 from bnfold.slices import absolute_difference, magnitudes
 from bnfold.verdicts import Repeat
@@ -40,9 +40,7 @@ def reused_names(repeat: Repeat, before: onnx.ModelProto, after: onnx.ModelProto
     provider, (feeds, _) = repeat.check.provider, next(iter(repeat))
     old, new = probe(before, {}, provider), probe(after, {}, provider)
     taken = {name for node in after.graph.node for name in (*node.output, *node_reads(node))}
-    known = usable(old) & set(old.flow.inexact)
-    free = [name for name in node_outputs(old.graph) if name in known - taken and old.session.types[name] in FLOATS]
-    suspects = [name for name in suspects if name in usable(old) & usable(new)]
+    free = [name for name in node_outputs(old.graph) if name in usable(old) - taken]
     was = old.session.run((*free, *suspects), feeds)
     found: dict[str, str] = {}
     for name, values in new.session.run(suspects, feeds).items():

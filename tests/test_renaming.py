@@ -12,8 +12,9 @@ import pytest
 from onnx_models import PARAMETERS, STATS, parse
 
 import bnfold
+from bnfold.checking import Check
 from bnfold.quickcheck import QuickCheck, quick_check
-from bnfold.renaming import renamed, reuse_note, reused_names
+from bnfold.renaming import _apart, renamed, reuse_note, reused_names
 from bnfold.reproduction import FILES, reproduce
 from bnfold.verdicts import Repeat
 
@@ -69,9 +70,10 @@ def test_names_that_are_taken_are_not_given_again() -> None:
     assert {entry.name for entry in check.inner if entry.failed} >= {"b", "c"}
 
 
-def test_nothing_is_renamed_where_nothing_differs() -> None:
+def test_nothing_is_run_again_where_nothing_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     before = parse(BEFORE)
     repeat = Repeat(quick_check(before, before), before, 0)
+    monkeypatch.setattr("bnfold.renaming.probe", None)
     assert reused_names(repeat, before, before) == {}
 
 
@@ -94,11 +96,49 @@ def test_another_tensor_must_be_near_and_four_times_nearer(factor: float, own: f
     assert reused_names(repeat, before, after) == found
 
 
+def test_two_tensors_never_get_one_name() -> None:
+    """Both have the values of b, which the second model lacks; the first of them takes its name."""
+    names = "(float[N,4] x) => (float[N,4] y)"
+    before = parse(f"{names} {{ c = Abs(x) b = Exp(x) d = Neg(b) y = Add(c, d) }}")
+    after = parse(f"{names} {{ c = Exp(x) d = Identity(c) p = Neg(d) q = Abs(x) y = Add(q, p) }}")
+    assert reused_names(Repeat(quick_check(before, after), before, 0), before, after) == {"c": "b"}
+    (check,) = bnfold.verify(ir.from_proto(before), ir.from_proto(after), deployed=False).quick
+    assert check.first_divergence == "d"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ([1.0, -2.0], [1.0, -1.0], 0.5),
+        ([0.0, 0.0], [0.0, 0.0], np.inf),  # nothing that zeros could be told by
+        ([np.inf, 1.0], [np.inf, 1.0], 0.0),
+        ([np.nan], [np.nan], np.inf),
+        ([], [], np.inf),
+        ([1.0], [1.0, 1.0], np.inf),
+    ],
+)
+def test_how_far_tensors_are_apart(one: list[float], other: list[float], apart: float) -> None:
+    assert _apart(np.float32(one), np.float32(other)) == apart
+
+
+def test_tensors_of_other_types_are_never_near() -> None:
+    assert _apart(np.float32([1]), np.float16([1])) == _apart(np.float32([1]), np.int64([1])) == np.inf
+
+
+def test_a_fold_of_bnfold_keeps_names_for_what_they_are() -> None:
+    (check,) = Check(("cpu",), None, 0, None, None).quick(ir.from_proto(parse(BEFORE)), ir.from_proto(folded()))
+    assert check.failed
+    assert check.renamed == {}
+
+
 def test_bodies_read_the_new_name() -> None:
     text = """(float[N,4] x, bool p) => (float[N,4] y) { c = Abs(x)
         y = If(p) <then_branch = g () => (float[N,4] t) { t = Neg(c) },
                    else_branch = h () => (float[N,4] e) { e = Exp(c) }> }"""
-    model = renamed(parse(text), {"c": "b"})
+    original = parse(text)
+    original.graph.value_info.append(onnx.helper.make_tensor_value_info("c", 1, ["N", 4]))
+    model = renamed(original, {"c": "b"})
+    assert [value.name for value in model.graph.value_info] == ["b"]
     onnx.checker.check_model(model)
     assert model.graph.node[0].output == ["b"]
     assert [a.g.node[0].input for a in model.graph.node[1].attribute] == [["b"], ["b"]]

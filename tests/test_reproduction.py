@@ -15,6 +15,7 @@ from cli_run import MODEL, Run, assert_one_sentence, names, written
 import bnfold
 from bnfold import checking
 from bnfold.agreement import Agreement, Count
+from bnfold.judging import Errors
 from bnfold.linear import LinearParams
 from bnfold.reproduction import FILES, check_folder, reproduce, reproduce_failure
 from bnfold.runtime import open_session
@@ -165,11 +166,12 @@ def test_a_fold_that_only_its_own_test_finds_wrong_is_reproduced_where_that_says
 
 
 def test_of_small_errors_that_add_up_all_operators_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no stage shows the first of them, because none could be judged."""
+    """Where no stage shows the first of them."""
     with monkeypatch.context() as broken:
         break_folds(broken, 1 + 2e-5)
         wrong = fused()
-    monkeypatch.setattr("bnfold.oracle.judge_stages", lambda *_: {})
+    fine = Errors(0.5, 1e-7, 1e-7)
+    monkeypatch.setattr("bnfold.oracle.judge_stages", lambda repeat, *_: {e.name: fine for e in repeat.check.inner})
     found = bnfold.verify(MODEL, wrong)
     assert found.failed
     operators = reproduce(MODEL, wrong, found, tmp_path / "made")
