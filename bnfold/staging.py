@@ -23,7 +23,7 @@ from bnfold.verdicts import Arrays, Repeat, verdicts
 
 #: Sums of these types are added up in float32 and rounded once: what a stage may err by beyond four times the
 #: original's error is a few roundings, where right folds need none, and 64 are 3 % of the scale, or a quarter.
-ROUNDINGS = {"float16": 8.0, "bfloat16": 8.0}
+ROUNDINGS = {"float16": 16.0, "bfloat16": 16.0}
 
 
 def judge_stages(repeat: Repeat, before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, Errors | None]:
