@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -107,8 +108,9 @@ def verdicts(  # noqa: PLR0913
         usual = usual or {name: channel_scales(truth[name]) for name in names}
         if is_pattern:  # as in `bnfold.examining`
             truth = {name: values for name, values in truth.items() if np.isfinite(values).all()}
-        draws = ((original, moved) for moved in (feeds, *nudged(feeds)))
-        was = _largest(truth, (session.run(names, fed) for session, fed in (*draws, *((o, feeds) for o in others))))
+        # one at a time: of a stage, what is fed are all tensors of the network
+        draws = chain(((original, moved) for moved in chain((feeds,), nudged(feeds))), ((o, feeds) for o in others))
+        was = _largest(truth, (session.run(names, fed) for session, fed in draws))
         now = _largest(truth, (folding.run(names, feeds),))
         for name in truth:
             verdict = _verdict(truth[name], was[name], now[name], usual[name] if is_pattern else None, roundings)
@@ -157,21 +159,19 @@ def _verdict(
     return replace(verdict, believed=verdict.original <= _BELIEVED * TOLERANCE[now.kind])
 
 
-def nudged(feeds: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, npt.NDArray[Any]]]:
+def nudged(feeds: Arrays) -> Iterator[Arrays]:
     """The inputs off by one rounding, thrice: an error that the original's arithmetic makes anyway, drawn again.
 
     Where a network amplifies rounding, the largest error of one run says little; that of four runs says more.
     """
     generator = np.random.default_rng(0)
-    draws = []
     for _ in range(3):
         draw = dict(feeds)
         for name, value in feeds.items():
             if value.dtype.name in UNIT_ROUNDOFF:
                 away = generator.choice([-np.inf, np.inf], value.shape).astype(value.dtype)
                 draw[name] = np.asarray(np.nextafter(value, away))
-        draws.append(draw)
-    return draws
+        yield draw
 
 
 def _rounded_again(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:

@@ -100,7 +100,7 @@ def test_of_another_shape_or_type_in_any_run_there_is_no_verdict(
 
 def test_inputs_are_moved_by_one_rounding_and_whole_numbers_are_not() -> None:
     feeds = {"x": np.ones(64, np.float32), "h": np.ones(64, np.float16), "i": np.arange(4)}
-    draws = verdicts.nudged(feeds)
+    draws = list(verdicts.nudged(feeds))
     for draw in draws:
         assert (draw["i"] == feeds["i"]).all()
         assert draw["i"].dtype == feeds["i"].dtype
