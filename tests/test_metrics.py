@@ -12,10 +12,13 @@ from onnx_models import PARAMETERS, STATS, parse
 
 import bnfold
 from bnfold.agreement import Agreement, Count
+from bnfold.checking import prepare_check
 from bnfold.data import read_inputs
 from bnfold.data_sources import as_source
 from bnfold.errors import MachineError, UsageError, VerificationError
 from bnfold.metrics import Metric, choose_metric, measure
+from bnfold.verification import Verification
+from bnfold.wishes import Where, Wishes
 
 U = 2.0**-24
 
@@ -172,12 +175,18 @@ def test_a_metric_without_data_an_output_without_a_metric_and_either_without_a_c
 
 
 def test_a_decision_that_differs_fails_though_every_tensor_is_within_its_tolerance() -> None:
-    """The lead is 5e-4 of the scale: beyond rounding, and within what any tensor may be off by."""
+    """The lead is 5e-4 of the scale: beyond rounding, and within what any tensor of a fold may be off by."""
     text = "(float[N,3] x) => (float[N,3] y) <float[3] s> { y = Mul(x, s) }"
     before, after = (ir.from_proto(parse(text, values={"s": [1.0, s, 1.0]})) for s in (1.0, 1.0006))
     near = [{"x": np.array([[1.0, 0.9995, 0.2], [0.1, 0.2, 1.0]], np.float32)}]
-    assert bnfold.verify(before, after, data=near).passed
-    found = bnfold.verify(before, after, data=near, metric="top1")
+
+    def checked(metric: str | None) -> Verification:
+        """As of a fold, whose local test is for what is smaller."""
+        check = prepare_check(before, Where(("cpu",), None, 0), near, Wishes(metric=metric), None)
+        return Verification((), check.quick(before, after))
+
+    assert checked(None).passed
+    found = checked("top1")
     assert found.failed
     assert "sample 0: class 0 became 1" in found.culprit
     assert found.quick[0].first_divergence == "y"
