@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import onnx
 
 from bnfold.comparison import UNIT_ROUNDOFF
-from bnfold.dataflow import last_before
+from bnfold.dataflow import infer_types, last_before, trace
 from bnfold.holding import computed_name
 from bnfold.judging import Errors
 from bnfold.probing import element_number
@@ -52,7 +52,10 @@ def judge_stages(repeat: Repeat, before: onnx.ModelProto, after: onnx.ModelProto
 
     models = [staged(model, held, shared) for model in (before, after)]
     names = [computed_name(name) for name in shared]
-    found = verdicts(models[0], models[1], names, runs(), check.provider, roundings=ROUNDINGS)
+    flows = [trace(model.graph, infer_types(model)).coarsest for model in models]
+    kinds = {n: max((flow[n] for flow in flows if n in flow), key=UNIT_ROUNDOFF.__getitem__, default="") for n in names}
+    coarsest = {name: kind for name, kind in kinds.items() if kind}
+    found = verdicts(models[0], models[1], names, runs(), check.provider, roundings=ROUNDINGS, coarsest=coarsest)
     return {name: found.get(computed_name(name)) for name in shared}
 
 

@@ -83,6 +83,7 @@ def verdicts(  # noqa: PLR0913
     provider: str,
     *,
     roundings: Mapping[str, float] = MappingProxyType({}),
+    coarsest: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Errors]:
     """The worst verdict on each of `names` over all runs; none where shapes or types differ in any of them.
 
@@ -93,6 +94,7 @@ def verdicts(  # noqa: PLR0913
         runs: Inputs, and whether they are a pattern.
         provider: "cpu" or "cuda".
         roundings: As for `judge`, by the type of the tensor.
+        coarsest: The coarsest floating-point type on the way to a value, by its name; by default its own.
 
     Raises:
         ModelError: The original cannot be computed in float64.
@@ -113,7 +115,8 @@ def verdicts(  # noqa: PLR0913
         was = _largest(truth, (session.run(names, fed) for session, fed in draws))
         now = _largest(truth, (folding.run(names, feeds),))
         for name in truth:
-            verdict = _verdict(truth[name], was[name], now[name], usual[name] if is_pattern else None, roundings)
+            scales, kind = usual[name] if is_pattern else None, coarsest.get(name)
+            verdict = _verdict(truth[name], was[name], now[name], scales, roundings=roundings, coarsest=kind)
             known = worst.get(name, verdict)
             worst[name] = None if known is None or verdict is None else worse(known, verdict)
     return {name: verdict for name, verdict in worst.items() if verdict is not None}
@@ -145,18 +148,21 @@ def _largest(truth: Mapping[str, Float64Array], results: Iterable[Arrays]) -> di
     return found
 
 
-def _verdict(
+def _verdict(  # noqa: PLR0913
     truth: Float64Array,
     was: _Seen | None,
     now: _Seen | None,
     usual: Float64Array | None = None,
+    *,
     roundings: Mapping[str, float] = MappingProxyType({}),
+    coarsest: str | None = None,
 ) -> Errors | None:
     if was is None or now is None or was.kind != now.kind:
         return None
-    granted = roundings.get(now.kind, ERROR_ROUNDINGS)
-    verdict = judge(channel_scales(truth), was.errors, now.errors, UNIT_ROUNDOFF[now.kind], usual, roundings=granted)
-    return replace(verdict, believed=verdict.original <= _BELIEVED * TOLERANCE[now.kind])
+    kind = coarsest or now.kind
+    granted = roundings.get(kind, ERROR_ROUNDINGS)
+    verdict = judge(channel_scales(truth), was.errors, now.errors, UNIT_ROUNDOFF[kind], usual, roundings=granted)
+    return replace(verdict, believed=verdict.original <= _BELIEVED * TOLERANCE[kind])
 
 
 def nudged(feeds: Arrays) -> Iterator[Arrays]:
