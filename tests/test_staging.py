@@ -204,3 +204,17 @@ def test_nothing_is_cleared_that_follows_what_no_stage_shows(monkeypatch: pytest
     found = settle(check, before, after, seed=0)
     assert [_entry(found, name) for name in (first, middle, last)] == ["rounding:", "unknown", "unknown"]
     assert not found.proves
+
+
+@pytest.mark.parametrize(("off", "passes"), [(4, True), (20, False)])
+def test_at_a_stage_the_coarsest_type_on_the_way_counts(off: int, passes: bool) -> None:
+    """A float32 output behind float16 that no tensor shows: a factor off by 4 of its roundings passes, by 20 not."""
+    text = """(float[N,64] x) => (float[N,64] y) <float16 k>
+        { HALF = Cast <to=10> (x) OFF = Mul(HALF, k) y = Cast <to=1> (OFF) }"""
+    before, after = (
+        ir.from_proto(parse(text.replace("HALF", half).replace("OFF", twice), values={"k": np.array(factor)}))
+        for half, twice, factor in (("h", "g", 1.0), ("p", "q", 1.0 + off * 2.0**-10))
+    )
+    (check,) = bnfold.verify(before, after, deployed=False).quick
+    assert check.comparisons[0].stage is not None
+    assert check.passed is passes
