@@ -38,6 +38,10 @@ class Place:
     size: int
 
 
+class _Ended(BaseException):
+    """torchrun ends this process; no Exception, so that nobody on the way out takes it for one of its own."""
+
+
 def place() -> Place | None:
     """Where this process stands; None if it is the only one."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -69,22 +73,32 @@ def joined(timeout: float) -> Iterator[Processes | None]:
 
     from bnfold.processes import Processes  # noqa: PLC0415
 
+    with _ended_by_torchrun():
+        try:
+            try:
+                dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+            except Exception as error:  # the store and gloo raise errors of many kinds
+                raise MachineError(
+                    f"the processes of this run have not come together within {timeout:g} seconds",
+                    remedy="start all of them with torchrun",
+                ) from error
+            yield Processes(timeout)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+@contextmanager
+def _ended_by_torchrun() -> Iterator[None]:
+    """SIGTERM as a MachineError, wherever it comes."""
     before = signal.signal(signal.SIGTERM, _end)
     try:
         try:
-            dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
-        except MachineError:
-            raise
-        except Exception as error:  # the store and gloo raise errors of many kinds
-            raise MachineError(
-                f"the processes of this run have not come together within {timeout:g} seconds",
-                remedy="start all of them with torchrun",
-            ) from error
-        yield Processes(timeout)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        signal.signal(signal.SIGTERM, before)
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    except _Ended as error:
+        raise MachineError("the run was ended, because another of its processes has failed") from error
 
 
 def may_speak() -> bool:
@@ -139,4 +153,4 @@ def _distributed() -> Any:
 
 
 def _end(_signal: int, _frame: object) -> None:
-    raise MachineError("the run was ended, because another of its processes has failed")
+    raise _Ended

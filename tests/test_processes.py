@@ -21,6 +21,7 @@ from bnfold.errors import UsageError
 
 FEEDS = """
 import os
+import signal
 import numpy as np
 
 def batches(count=5):
@@ -36,6 +37,15 @@ def dying():
     for number, batch in enumerate(batches()):
         if number == 1 and os.environ.get("RANK") == "1":
             os._exit(7)
+        yield batch
+
+def ended():
+    for number, batch in enumerate(batches()):
+        if number == 1:
+            try:
+                signal.raise_signal(signal.SIGTERM)  # as torchrun does, in the midst of anything
+            except Exception:
+                pass
         yield batch
 """
 
@@ -164,6 +174,7 @@ def test_torchrun_writes_the_file_of_one_process_and_prints_once(feeds: Path) ->
     {
         "data": ("broken", "feeds:broken, batch 3, sample 2: the data for the input 'images' holds NaN or infinity"),
         "death": ("dying", "process 0 of 2: another process of this run has ended, or was silent for 120 seconds"),
+        "end": ("ended", "the run was ended, because another of its processes has failed"),
     }.values(),
 )
 def test_a_process_that_fails_or_dies_ends_the_run_with_one_sentence_and_no_file(
