@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     import onnx
 
-#: Floating-point types, by NumPy's names.
-FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+#: Floating-point types by NumPy's names, from the finest to the coarsest.
+_BY_FINENESS = ("float64", "float32", "float16", "bfloat16")
+FLOATS = frozenset(_BY_FINENESS)
 _SHAPES_ONLY = frozenset({"Shape", "Size"})
 _JUMPING = frozenset(
     {"ArgMax", "ArgMin", "Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax"}
@@ -158,6 +159,26 @@ def floating_nodes(model: onnx.ModelProto) -> frozenset[str]:
     )
 
 
+def coarsest_types(model: onnx.ModelProto, types: Mapping[str, str]) -> dict[str, str]:
+    """The coarsest floating-point type on the way to every value, by its name.
+
+    Args:
+        model: With its weights.
+        types: What a runtime, which knows all operators, says of the values' types, by NumPy's name.
+    """
+    return dict(trace(model.graph, infer_types(model) | dict(types)).coarsest)
+
+
+def coarsest_of(kinds: Iterable[str]) -> str:
+    """The floating-point type with the fewest digits."""
+    return max(kinds, key=_BY_FINENESS.index)
+
+
+def coarser(one: Mapping[str, str], other: Mapping[str, str]) -> set[str]:
+    """Names whose type in `one` has fewer digits than in `other`; both are known."""
+    return {name for name in one if name in other and coarsest_of((one[name], other[name])) != other[name]}
+
+
 def infer_types(model: onnx.ModelProto) -> dict[str, str]:
     """Element types by NumPy's name, as far as ONNX can infer them.
 
@@ -217,8 +238,7 @@ def _nested(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 
 
 def _record_coarsest(coarsest: dict[str, str], name: str, reads: set[str], types: Mapping[str, str]) -> None:
-    order = ("float64", "float32", "float16", "bfloat16")
     met = [coarsest[read] for read in reads if read in coarsest]
     met += [types[value] for value in (name, *reads) if types.get(value) in FLOATS]
     if met:
-        coarsest[name] = max(met, key=order.index)
+        coarsest[name] = coarsest_of(met)

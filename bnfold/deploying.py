@@ -81,7 +81,8 @@ def _judge(rerun: Rerun, now: tuple[Results, Results], names: Sequence[str], run
         for name in names:
             known = [outputs[name] for outputs in originals]
             folded, *deployed = (
-                None if other is None else verdict_on(truth[name], known, other[name]) for other in others
+                None if other is None else verdict_on(truth[name], known, other[name], rerun.accuracy.get(name))
+                for other in others
             )
             if folded is None:
                 continue

@@ -24,9 +24,12 @@ from bnfold.comparison import (
 )
 from bnfold.dataflow import FLOATS
 from bnfold.feeds import perturb
+from bnfold.probing import numpy_type
 from bnfold.slices import widened
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from bnfold.probing import Pair
@@ -71,7 +74,7 @@ def examine(pair: Pair, findings: Findings, feeds: Arrays, values: Arrays, other
     del perturbed
     if not findings.usual:
         findings.usual = {name: (measure_scales(values[name]), noise[name]) for name in pair.compared}
-    result = pair.after.session.run(pair.compared, feeds | decided)
+    result = _folded(pair, pair.compared, feeds | decided)
     for name in pair.compared:
         now = compare(name, values[name], result[name], accuracy=pair.accuracy(name), noise=noise[name])
         _note_worst(findings, now)
@@ -86,7 +89,7 @@ def examine_pattern(pair: Pair, findings: Findings, feeds: Arrays, values: Array
     finite = [name for name in pair.compared if _is_finite(values[name])]
     known = {name: findings.dull[name] for name in finite if name in findings.dull}
     findings.alive |= {name for name, was in known.items() if _moves(pair, name, was, values[name])}
-    result = pair.after.session.run(finite, feeds | decided)
+    result = _folded(pair, finite, feeds | decided)
     for name in finite:
         usual, noise = findings.usual[name]
         if usual is None or usual.shape != values[name].shape:
@@ -94,6 +97,19 @@ def examine_pattern(pair: Pair, findings: Findings, feeds: Arrays, values: Array
         accuracy = pair.accuracy(name)
         now = compare(name, values[name], result[name], accuracy=accuracy, noise=noise, usual=usual)
         _note_worst(findings, now)
+
+
+def _folded(pair: Pair, names: Sequence[str], feeds: Arrays) -> Arrays:
+    """What the folded model computes; an inner tensor, whose floating-point type nobody is promised, in the original's.
+
+    A tool that stores a model in float16 keeps its names.
+    """
+    types = {name: pair.before.session.types[name] for name in pair.inner if name in names}
+    found = pair.after.session.run(names, feeds)
+    for name, kind in types.items():
+        if found[name].dtype.name != kind and found[name].dtype.name in FLOATS:
+            found[name] = found[name].astype(numpy_type(kind))
+    return found
 
 
 def _is_finite(values: NDArray[np.generic]) -> bool:

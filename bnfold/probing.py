@@ -7,15 +7,16 @@ came to: `before(x, d(x))` against `after(x, d(x))`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bnfold.comparison import UNIT_ROUNDOFF
-from bnfold.dataflow import FLOATS, Dataflow, descendants, trace
+from bnfold.dataflow import FLOATS, Dataflow, coarser, descendants, trace
 from bnfold.runtime import Session, name_nodes, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     import onnx
 
 
@@ -68,6 +69,12 @@ class Pair:
         flows = (self.before.flow, self.after.flow)
         return max((flow.coarsest[name] for flow in flows if name in flow.coarsest), key=_roundoff, default=None)
 
+    @property
+    def coarser(self) -> tuple[str, ...]:
+        """What is compared and goes through a coarser floating-point type in the folded model than in the original."""
+        names = coarser(self.after.flow.coarsest, self.before.flow.coarsest)
+        return tuple(name for name in self.compared if name in names)
+
 
 def pair_up(before: onnx.ModelProto, after: onnx.ModelProto, provider: str) -> Pair:
     """Prepare both models for a comparison; neither is changed.
@@ -79,7 +86,7 @@ def pair_up(before: onnx.ModelProto, after: onnx.ModelProto, provider: str) -> P
     wanted = [output.name for output in before.graph.output]
     types = (original.session.types, folded.session.types)
     retyped = {name: (types[0][name], types[1][name]) for name in wanted if types[0][name] != types[1][name]}
-    shared = set(_decisions(original)) & set(_decisions(folded))
+    shared = {found for found in set(_decisions(original)) & set(_decisions(folded)) if _same(found, *types)}
     # Only tensors can be fed; a decision that yields a sequence stays, and what follows it is left out.
     tensors = sorted(outcome for outcome in shared if all(_is_tensor(types[0][name]) for name in outcome))
     cut = tuple(name for outcome in tensors for name in outcome)
@@ -133,6 +140,10 @@ def _decisions(found: Probe) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(filter(None, node.output)) for node in nodes)
 
 
+def _same(names: tuple[str, ...], *types: Mapping[str, str]) -> bool:
+    return all(len({known[name] for known in types}) == 1 for name in names)
+
+
 def usable(found: Probe) -> set[str]:
     """Names of the outputs of a probe that are tensors and follow no decision that is still in the graph."""
     names = {output.name for output in found.graph.output}
@@ -152,6 +163,13 @@ def element_number(kind: str) -> int:
     import onnx  # noqa: PLC0415
 
     return int(onnx.TensorProto.DataType.Value({"float32": "FLOAT", "float64": "DOUBLE"}.get(kind, kind.upper())))
+
+
+def numpy_type(kind: str) -> np.dtype[Any]:
+    """The element type of that name; bfloat16 is none of NumPy's own."""
+    import onnx  # noqa: PLC0415
+
+    return onnx.helper.tensor_dtype_to_np_dtype(element_number(kind))
 
 
 def _roundoff(kind: str) -> float:

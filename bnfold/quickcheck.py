@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bnfold.comparison import TOLERANCE
 from bnfold.data import SPATIAL_SIZES, fill_shapes, read_inputs, size_choices, synthesise
 from bnfold.dataflow import FLOATS, computed_alike, descendants, last_before
 from bnfold.errors import ProviderError
@@ -263,12 +264,23 @@ def _explain_left_out(pair: Pair, findings: Findings, output: str, before_it: tu
     return f"Output {output} {why}: left out, {instead}."
 
 
+def coarser_note(count: int, kind: str) -> str:
+    """What a reader must know of a model that is compared with one in a finer type."""
+    tensors = "1 tensor" if count == 1 else f"{count} tensors"
+    return (
+        f"The second model computes {tensors} through {kind}, which the first does not: differences up to"
+        f" {TOLERANCE[kind]:.2g} of their scale are allowed."
+    )
+
+
 def _remarks(pair: Pair) -> Iterable[str]:
     """What a reader of the numbers must know about how they were computed."""
     if pair.cut:
         yield f"{len(pair.cut)} values that may jump were taken from the original's run in both models."
     if pair.before.session.provider == "cpu" and coarsest(pair) in ("float16", "bfloat16"):
         yield f"{coarsest(pair)} was computed in float32 arithmetic: onnxruntime's CPU provider has no other."
+    if pair.coarser:
+        yield coarser_note(len(pair.coarser), coarsest(pair))
     for session in (pair.original.session, pair.after.session):
         elsewhere = session.confirm_placement()
         if elsewhere:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bnfold.comparison import UNIT_ROUNDOFF, TensorComparison, compare, measure_noise
 from bnfold.data import read_inputs
-from bnfold.dataflow import infer_types, trace
+from bnfold.dataflow import coarsest_of, coarsest_types
 from bnfold.deployed import Moved
 from bnfold.errors import ProviderError
 from bnfold.feeds import feeds_again, perturb
@@ -51,7 +51,7 @@ class Rerun:
         names: The outputs to compare, of both models.
         feeds: The inputs of every run, with the outcomes of the decisions.
         held: The names of these outcomes.
-        accuracy: The coarsest floating-point type on the way to an output, by name.
+        accuracy: The coarsest floating-point type on the way to an output in either model, by name.
         verified: What either model puts out at ORT_DISABLE_ALL, without TF32.
         opener: Opens sessions.
     """
@@ -167,11 +167,12 @@ def prepare_rerun(  # noqa: PLR0913
     names = (*outputs, *(n for n in shown if n not in outputs), *map(computed_name, computed(before.graph, kinds)))
     models = hold(before, kinds, shown), hold(after, kinds, shown)
     session = opener(models[0], check.provider)
-    types = infer_types(models[0]) | dict(session.types)
-    accuracy = {name: kind for name, kind in trace(models[0].graph, types).coarsest.items() if name in names}
+    flow = coarsest_types(models[0], session.types)
     was = tuple(session.run(names, given) for given in feeds)
     del session  # two in memory are enough
     folded = opener(models[1], check.provider)
+    others = coarsest_types(models[1], folded.types)
+    accuracy = {name: coarsest_of((flow[name], others.get(name, flow[name]))) for name in names if name in flow}
     now = tuple(folded.run(names, given) for given in feeds)
     return Rerun(check.provider, models, names, tuple(feeds), tuple(kinds), accuracy, (was, now), opener)
 

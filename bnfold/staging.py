@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import onnx
 
 from bnfold.comparison import UNIT_ROUNDOFF
-from bnfold.dataflow import infer_types, last_before, trace
+from bnfold.dataflow import infer_types, last_before
 from bnfold.holding import computed_name
 from bnfold.judging import Errors
 from bnfold.probing import element_number
@@ -52,18 +52,16 @@ def judge_stages(repeat: Repeat, before: onnx.ModelProto, after: onnx.ModelProto
 
     models = [staged(model, held, shared) for model in (before, after)]
     names = [computed_name(name) for name in shared]
-    flows = [trace(model.graph, infer_types(model)).coarsest for model in models]
-    kinds = {n: max((flow[n] for flow in flows if n in flow), key=UNIT_ROUNDOFF.__getitem__, default="") for n in names}
-    coarsest = {name: kind for name, kind in kinds.items() if kind}
-    found = verdicts(models[0], models[1], names, runs(), check.provider, roundings=ROUNDINGS, coarsest=coarsest)
+    found = verdicts(models[0], models[1], names, runs(), check.provider, roundings=ROUNDINGS)
     return {name: found.get(computed_name(name)) for name in shared}
 
 
 def shared_values(check: QuickCheck, before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
-    """The floating-point values that were compared, and that nodes of both graphs compute."""
+    """The floating-point values that were compared, and that nodes of both graphs compute in the same type."""
     computed = [{name for node in model.graph.node for name in node.output} for model in (before, after)]
     names = [entry.name for entry in (*check.inner, *check.comparisons) if entry.dtype in UNIT_ROUNDOFF]
-    return [name for name in names if name in computed[0] & computed[1]]
+    types = [infer_types(model) for model in (before, after)]
+    return [n for n in names if n in computed[0] & computed[1] and types[0].get(n) == types[1].get(n, types[0].get(n))]
 
 
 def staged(model: onnx.ModelProto, held: Mapping[str, str], shown: Sequence[str]) -> onnx.ModelProto:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from bnfold.comparison import TensorComparison
+from bnfold.comparison import TOLERANCE, TensorComparison
+from bnfold.dataflow import FLOATS, coarser, coarsest_of, coarsest_types
 from bnfold.deployed import Deployed
 from bnfold.errors import BnfoldError, ModelError
 from bnfold.frontends.torch_arguments import Arguments
 from bnfold.frontends.torch_capture import in_float64
 from bnfold.interfaces import failure
-from bnfold.quickcheck import QuickCheck
+from bnfold.quickcheck import QuickCheck, coarser_note
 from bnfold.runtime import open_session
 from bnfold.torch_deployed import Seen, deployed_alone
 from bnfold.torch_running import Stored, cast, drawn, run, samples, tensors
@@ -41,6 +42,7 @@ class Other:
         run: Runs it.
         names: Of its outputs; empty if it has none.
         takes: The number of its inputs; None if that does not matter.
+        accuracy: The coarsest floating-point type on the way to each output, where known and coarser than the output.
         deployed: Runs it as it is deployed, on inputs and with what the module gives for them in float64; None where it
             is deployed as it runs.
     """
@@ -49,6 +51,7 @@ class Other:
     run: _Runner
     names: tuple[str, ...] = ()
     takes: int | None = None
+    accuracy: Mapping[int, str] = field(default_factory=dict)
     deployed: Callable[[list[tuple[Arguments, list[Any]]]], Deployed] | None = None
 
 
@@ -86,7 +89,10 @@ def model_as_other(model: onnx.ModelProto, provider: str, *, deployed: bool = Tr
     def optimised(runs: list[tuple[Arguments, list[Any]]]) -> Deployed:
         return deployed_alone(model, session, names, [Seen(feeds(sample), truth) for sample, truth in runs])
 
-    return Other(provider, outputs, names, len(inputs), optimised if deployed else None)
+    ends = {name: session.types[name] for name in names if session.types[name] in FLOATS}
+    flow = coarsest_types(model, session.types)
+    accuracy = {place: flow[name] for place, name in enumerate(names) if name in coarser(flow, ends)}
+    return Other(provider, outputs, names, len(inputs), accuracy, optimised if deployed else None)
 
 
 def _as_numpy(tensor: Any, kind: str) -> Any:
@@ -126,10 +132,12 @@ def check_other(before: nn.Module, other: Other, inputs: Arguments, seed: int) -
             continue
         found.runs.append(shapes)
         found.alive |= any(moves(a, b) for a, b in zip(truth, elsewhere, strict=False))
-        found.comparisons += _compared(truth, stored, after, other.names)
+        found.comparisons += _compared(truth, stored, after, other)
         found.truths += [(sample, truth)] if len(truth) == len(after) else []
         found.outputs = max(found.outputs, len(truth))
     alive = found.alive and any(entry.compared for entry in found.comparisons)
+    if other.accuracy and found.runs:
+        found.notes.append(coarser_note(len(other.accuracy), coarsest_of(other.accuracy.values())))
     check = _closed(other.provider, found, alive=alive)
     return (
         check if other.deployed is None or not found.truths else replace(check, deployed=other.deployed(found.truths))
@@ -161,17 +169,15 @@ def _note(found: _Found, error: Exception, shapes: Mapping[str, tuple[int, ...]]
         found.notes.append(f"The second of the two takes no inputs of {sizes}.")
 
 
-def _compared(
-    truth: list[Any], stored: list[Any], after: list[Any], names: tuple[str, ...]
-) -> Iterator[TensorComparison]:
+def _compared(truth: list[Any], stored: list[Any], after: list[Any], second: Other) -> Iterator[TensorComparison]:
     if len(truth) != len(after):
         yield failure("outputs", f"the number of outputs changed from {len(truth)} to {len(after)}")
         return
     for i, (exact, mine, other) in enumerate(zip(truth, stored, after, strict=True)):
-        name = f"output {i}{f' ({names[i]})' if names else ''}"
+        name = f"output {i}{f' ({second.names[i]})' if second.names else ''}"
         if mine.dtype_name != other.dtype_name:
             yield failure(name, f"the type changed from {mine.dtype_name} to {other.dtype_name}", mine.dtype_name)
         elif exact.shape != other.shape:
             yield failure(name, f"the shape changed from {exact.shape} to {other.shape}", mine.dtype_name)
         else:
-            yield as_stored(name, exact, mine, other)
+            yield as_stored(name, exact, mine, other, TOLERANCE[second.accuracy[i]] if i in second.accuracy else 0.0)

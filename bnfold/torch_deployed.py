@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bnfold.comparison import UNIT_ROUNDOFF, TensorComparison, compare
+from bnfold.dataflow import coarsest_types
 from bnfold.deployed import Deployed, Moved
 from bnfold.deploying import settle
 from bnfold.errors import ProviderError
@@ -46,7 +47,7 @@ def deployed_alone(model: onnx.ModelProto, plain: Session, names: Sequence[str],
         names: The outputs, in order.
         runs: What was run; both have as many outputs.
     """
-    worst: dict[str, TensorComparison] = {}
+    worst, accuracy = dict[str, TensorComparison](), coarsest_types(model, plain.types)
     try:
         session = open_session(model, plain.provider, optimised=True)
         now = [session.run(names, run.feeds) for run in runs]
@@ -56,16 +57,21 @@ def deployed_alone(model: onnx.ModelProto, plain: Session, names: Sequence[str],
     for run, found in zip(runs, now, strict=True):
         was = plain.run(names, run.feeds)
         for place, (name, truth) in enumerate(zip(names, run.truth, strict=True)):
-            entry = compare(f"output {place} ({name})", was[name], found[name])
+            entry = compare(f"output {place} ({name})", was[name], found[name], accuracy=accuracy.get(name))
             if entry.failed:
-                entry = _judged(entry, plain, run, (name, truth, was[name], found[name]))
+                both = name, truth, was[name], found[name]
+                entry = _judged(entry, plain, run, both, accuracy.get(name))
             known = worst.get(name, entry)
             worst[name] = max(known, entry, key=lambda e: (e.failed, e.compared, e.error))
     return Deployed(folded=Moved(tuple(worst.values())), alone=True)
 
 
 def _judged(
-    entry: TensorComparison, plain: Session, run: Seen, both: tuple[str, Float64Array, NDArray[Any], NDArray[Any]]
+    entry: TensorComparison,
+    plain: Session,
+    run: Seen,
+    both: tuple[str, Float64Array, NDArray[Any], NDArray[Any]],
+    coarsest: str | None,
 ) -> TensorComparison:
     """A difference against the module in float64; whole numbers may hang on a rounding."""
     name, truth, was, now = both
@@ -76,4 +82,4 @@ def _judged(
     if was.shape != truth.shape:
         return entry
     originals = [was, *(plain.run((name,), moved)[name] for moved in nudged(run.feeds))]
-    return settle(entry, verdict_on(truth, originals, now))
+    return settle(entry, verdict_on(truth, originals, now, coarsest))

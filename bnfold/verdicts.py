@@ -20,7 +20,7 @@ from bnfold.affine import Float64Array
 from bnfold.comparison import TOLERANCE, UNIT_ROUNDOFF
 from bnfold.data import read_inputs
 from bnfold.data_sources import Source
-from bnfold.dataflow import node_bodies
+from bnfold.dataflow import coarser, coarsest_types, node_bodies
 from bnfold.feeds import feeds_again
 from bnfold.frontends.onnx_float64 import in_float64
 from bnfold.frontends.onnx_kernels_run import evaluate
@@ -83,9 +83,11 @@ def verdicts(  # noqa: PLR0913
     provider: str,
     *,
     roundings: Mapping[str, float] = MappingProxyType({}),
-    coarsest: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Errors]:
     """The worst verdict on each of `names` over all runs; none where shapes or types differ in any of them.
+
+    A tensor is as exact as the coarsest floating-point type on the way to it: float32 behind float16 is float16. There
+    is no verdict where that is coarser in the folded model: then the rule of both in one arithmetic says nothing.
 
     Args:
         before: The original with its weights loaded.
@@ -93,8 +95,7 @@ def verdicts(  # noqa: PLR0913
         names: Floating-point values that both compute.
         runs: Inputs, and whether they are a pattern.
         provider: "cpu" or "cuda".
-        roundings: As for `judge`, by the type of the tensor.
-        coarsest: The coarsest floating-point type on the way to a value, by its name; by default its own.
+        roundings: As for `judge`, by the coarsest type.
 
     Raises:
         ModelError: The original cannot be computed in float64.
@@ -103,6 +104,8 @@ def verdicts(  # noqa: PLR0913
     wide = in_float64(before)
     models = (before, after, *(_rounded_again(before, seed) for seed in range(2)))
     original, folding, *others = (open_session(exposing(model, names), provider) for model in models)
+    coarsest, now_coarsest = coarsest_types(before, original.types), coarsest_types(after, folding.types)
+    names = [name for name in names if name not in coarser(now_coarsest, coarsest)]
     worst: dict[str, Errors | None] = {}
     usual: dict[str, Float64Array] = {}
     for feeds, is_pattern in runs:
@@ -122,16 +125,22 @@ def verdicts(  # noqa: PLR0913
     return {name: verdict for name, verdict in worst.items() if verdict is not None}
 
 
-def verdict_on(truth: Float64Array, originals: Iterable[npt.NDArray[Any]], folded: npt.NDArray[Any]) -> Errors | None:
+def verdict_on(
+    truth: Float64Array,
+    originals: Iterable[npt.NDArray[Any]],
+    folded: npt.NDArray[Any],
+    coarsest: str | None = None,
+) -> Errors | None:
     """One tensor of one run against the truth; None where shapes or types differ.
 
     Args:
         truth: What is right, in float64.
         originals: The same tensor as the original computes it: as it is, and rounded otherwise.
         folded: And as the folded model does.
+        coarsest: The coarsest floating-point type on the way to it; by default its own.
     """
     was, now = (_largest({"": truth}, ({"": values} for values in results))[""] for results in (originals, (folded,)))
-    return _verdict(truth, was, now)
+    return _verdict(truth, was, now, coarsest=coarsest)
 
 
 def _largest(truth: Mapping[str, Float64Array], results: Iterable[Arrays]) -> dict[str, _Seen | None]:
@@ -184,10 +193,12 @@ def _rounded_again(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     """The model with its weights as if they had been rounded once more, which a fold cannot help.
 
     Such an error has one sign all over an image, so that a mean over the image shows it and hides all others. One step
-    up or down with the probability 1/12 has the variance of a rounding, which is uniform within half a step. Of float64
-    every number takes a step: the oracle rounds as the original does, so that their difference does not show what
-    either rounds away (means of 1000 standard deviations lose three digits in both alike). The scales of a Resize say
-    where its output lies and stay: there is no image of 1 + 2^-23 times the size.
+    up or down with the probability 1/12 has the variance of a rounding, which is uniform within half a step. Of a
+    vector (a bias, the parameters of a BatchNorm) every number takes a step: a channel has but one, and luck would
+    decide whether any draw shows what its rounding does. Of float64 every number does, too: the oracle rounds as the
+    original does, so that their difference does not show what either rounds away (means of 1000 standard deviations
+    lose three digits in both alike). The scales of a Resize say where its output lies and stay: there is no
+    image of 1 + 2^-23 times the size.
     """
     generator = np.random.default_rng(seed)
     copy = onnx.ModelProto()
@@ -197,7 +208,7 @@ def _rounded_again(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
         array = onnx.numpy_helper.to_array(tensor)
         if array.dtype.name in UNIT_ROUNDOFF and tensor.dims and tensor.name not in fixed:
             away = generator.choice([-np.inf, np.inf], array.shape).astype(array.dtype)
-            share = 1.0 if array.dtype == np.float64 else 1 / 12
+            share = 1.0 if array.ndim == 1 or array.dtype == np.float64 else 1 / 12
             moved = np.where(generator.random(array.shape) < share, np.nextafter(array, away), array)
             tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
     return copy

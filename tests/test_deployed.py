@@ -235,6 +235,25 @@ def test_where_the_original_itself_is_far_off_nothing_is_blamed_and_nothing_prov
     assert deployed_line(found) == "at ENABLE_ALL no output could be compared"
 
 
+HALF = """(float[n, 1, 64] x) => (float[n, 1, 64] y) <float[1] big = {3000000.0}>
+    { h = Cast <to = 10> (x) g = Cast <to = 1> (h) s = Add (g, big) y = Sub (s, big) }"""
+
+
+@pytest.mark.parametrize(("step", "blame"), [(0.25, "neither"), (2.0, "both")])
+def test_float64_is_believed_about_an_output_behind_float16_as_about_one_in_float16(step: float, blame: str) -> None:
+    before = parse(HALF)
+
+    def change(setting: Setting) -> Change | None:
+        return (lambda _name, values: values + np.float32(step)) if setting.optimised else None
+
+    check = quick_check(before, before)
+    found = deployed_check(prepare_rerun(check, before, before, seed=0, data=None, fixed={}, opener=opener(change)))
+    assert found.blame == blame
+    (entry,) = found.folded.comparisons
+    assert entry.compared
+    assert entry.oracle is not None
+
+
 def test_an_output_that_is_computed_through_float16_has_its_scale() -> None:
     before = parse("""(float[n, 8] x) => (float[n, 8] y, float[n, 8] z) {
         h = Cast <to = 10> (x) e = Exp (h) y = Cast <to = 1> (e) z = Sin (x) }""")

@@ -223,6 +223,31 @@ def test_weights_of_every_floating_type_are_rounded_once_more(dtype: str, least:
     assert [float(other.sum()) for other in others] == [16, 1]
 
 
+def test_of_a_vector_every_number_is_rounded_once_more() -> None:
+    model = parse("(float[N,4] x) => (float[N,4] y) <float[4] b> { y = Add(x, b) }")
+    (was,) = (onnx.numpy_helper.to_array(t) for t in model.graph.initializer)
+    signs = set()
+    for seed in range(8):
+        (now,) = (onnx.numpy_helper.to_array(t) for t in verdicts._rounded_again(model, seed).graph.initializer)
+        assert ((now == np.nextafter(was, -np.inf)) | (now == np.nextafter(was, np.inf))).all()
+        signs.add(tuple(now > was))
+    assert len(signs) > 1
+
+
+@pytest.mark.parametrize(("steps", "right"), [(2, True), (12, False)])
+def test_the_rounding_of_a_bias_is_granted_where_it_is_all_that_is_left(steps: int, right: bool) -> None:
+    """A dead channel whose beta takes back the mean but for the epsilon: 1e-4 is left, and luck must not decide."""
+    deviation = np.sqrt(np.float64(0.5))
+    text = f"""(float[N,3,5,5] x) => (float[N,4,5,5] y) <float[4,3,1,1] w, {PARAMETERS}>
+        {{ c = Conv(x, w) y = BatchNormalization <epsilon=1e-4> (c, {STATS}) }}"""
+    beta = np.full(4, 1 / deviation, np.float32)
+    values = {"w": np.zeros((4, 3, 1, 1)), "gamma": np.ones(4), "mean": np.ones(4), "var": np.full(4, 0.5)}
+    before = parse(text, values=values | {"beta": beta})
+    after = parse(text, values=values | {"beta": beta + steps * np.spacing(beta)})
+    runs = [({"x": np.ones((1, 3, 5, 5), np.float32)}, False)]
+    assert (verdicts.verdicts(before, after, ["y"], runs, "cpu")["y"].ratio <= 1) is right
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_the_scales_of_a_resize_stay(inside: bool) -> None:
     """There is no image of 1 + 2^-23 times the size, and onnxruntime refuses to make one in the first two axes."""

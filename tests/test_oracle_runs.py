@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Session:
 
     model: str
     runs: Sequence[Results]
+    types: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, _: Sequence[str], feeds: Results) -> Results:
         run = self.runs[int(feeds["run"])]
@@ -125,3 +126,42 @@ def test_an_original_that_is_not_finite_is_not_believed(bad: float) -> None:
     found = verdicts.verdict_on(np.float64(ONES), [ONES, ONES * np.float32(bad)], ONES)
     assert found is not None
     assert not found.believed
+
+
+@pytest.mark.parametrize(("roundings", "right"), [(50, True), (90, False)])
+def test_what_is_known_to_be_coarser_than_its_type_is_judged_so(roundings: int, right: bool) -> None:
+    after = ONES * np.float32(1 + roundings * 2.0**-11)
+    found = verdicts.verdict_on(np.float64(ONES), [ONES], after, "float16")
+    assert found is not None
+    assert (found.ratio <= 1) is right
+    plain = verdicts.verdict_on(np.float64(ONES), [ONES], after)
+    assert plain is not None
+    assert plain.ratio > 1
+
+
+THROUGH = {
+    "float32": "(float[2,4] x) => (float[2,4] y) <float k> { y = Mul(x, k) }",
+    "float16": "(float[2,4] x) => (float[2,4] y) <float16 k> { h = Cast <to=10> (x) m = Mul(h, k) y = Cast <to=1>(m) }",
+}
+
+
+def through(kinds: Sequence[str], roundings: int) -> Errors | None:
+    """The verdict on a factor that is off by so many roundings of float16, in models that compute in such types."""
+    before = parse(THROUGH[kinds[0]], values={"k": np.array(1.0)})
+    after = parse(THROUGH[kinds[1]], values={"k": np.array(1 + roundings * 2.0**-11)})
+    return verdicts.verdicts(before, after, ["y"], [({"x": ONES}, False)], "cpu").get("y")
+
+
+@pytest.mark.parametrize("after", THROUGH)
+@pytest.mark.parametrize(("roundings", "right"), [(30, True), (90, False)])
+def test_a_tensor_behind_float16_is_as_exact_as_float16(after: str, roundings: int, right: bool) -> None:
+    found = through(("float16", after), roundings)
+    assert found is not None
+    assert (found.ratio <= 1) is right
+
+
+def test_there_is_no_verdict_on_what_the_folded_model_alone_computes_through_a_coarser_type() -> None:
+    assert through(("float32", "float16"), 0) is None
+    found = through(("float32", "float32"), 30)
+    assert found is not None
+    assert found.ratio > 1

@@ -15,9 +15,11 @@ from cli_run import MODEL, Run, assert_one_sentence, names, written
 import bnfold
 from bnfold import checking
 from bnfold.agreement import Agreement, Count
+from bnfold.comparison import TensorComparison
 from bnfold.judging import Errors
 from bnfold.linear import LinearParams
-from bnfold.reproduction import FILES, check_folder, reproduce, reproduce_failure
+from bnfold.quickcheck import QuickCheck
+from bnfold.reproduction import FILES, _cuts, check_folder, reproduce, reproduce_failure
 from bnfold.runtime import open_session
 
 
@@ -67,6 +69,22 @@ def test_of_a_weight_that_is_off_by_a_thousandth_its_stage_is_written(tmp_path: 
     reproduce(MODEL, wrong, found, tmp_path)
     parts = [[node.op_type for node in onnx.load(tmp_path / name).graph.node] for name in FILES[:2]]
     assert parts == [["Conv", "BatchNormalization"], ["Conv"]]
+
+
+@pytest.mark.parametrize(("ratio", "from_all"), [(1.5, True), (0.5, False), (None, False)])
+def test_a_stage_is_cut_out_only_where_it_is_wrong(ratio: float | None, from_all: bool) -> None:
+    """Of a tensor that differs end to end and not from what comes before it the fault lies before that."""
+    stage = None if ratio is None else Errors(ratio, 0.0, 1e-3, believed=True)
+    far = {"tolerance": 1e-3, "scale": 1.0, "error": 0.1}
+    entries = (
+        TensorComparison("a", (1,), "float32", 0.0, 1.0, 1e-3, passed=True),
+        TensorComparison("b", (1,), "float32", **far),
+        TensorComparison("c", (1,), "float32", **far, stage=stage),
+    )
+    check = QuickCheck("cpu", (), entries, (), ({"x": (1,)},), "c", failed=True, proves=True)
+    first, *others = _cuts(bnfold.Verification((), (check,)), check)
+    assert (first.ends, first.tensor, first.least) == ((("a", "b"), "c", 0.0) if from_all else (("a",), "c", 1e-3))
+    assert [cut.ends for cut in others] == ([("a",), ()] if from_all else [()])
 
 
 def test_the_callers_data_is_what_the_difference_is_shown_on(tmp_path: Path) -> None:
