@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bnfold.agreement import Count
 from bnfold.boxes import (
+    MOST,
     OVERLAP,
     SAME_BOX,
     SCORE,
@@ -45,6 +47,13 @@ def test_both_layouts_hold_the_same_boxes() -> None:
         assert found.scores[3] == pytest.approx([0, 0.4, 0])
 
 
+def scored(*scores: float) -> np.ndarray:
+    """An output of 20 anchors and two classes, the first of which have these scores."""
+    output = np.full((1, 6, 20), 0.5)
+    output[0, 4, : len(scores)] = scores
+    return output
+
+
 @pytest.mark.parametrize(
     ("output", "says"),
     [
@@ -55,6 +64,8 @@ def test_both_layouts_hold_the_same_boxes() -> None:
         (np.zeros((1, 300, 6)), "chosen already"),
         (np.full((1, 6, 20), 3.0), "not between 0 and 1"),
         (np.full((1, 6, 20), np.nan), "not between 0 and 1"),
+        (scored(0.5, 1.002), "not between 0 and 1"),
+        (scored(0.5, -0.0012), "not between 0 and 1"),
     ],
 )
 def test_what_is_no_output_of_boxes_is_refused(output: np.ndarray, says: str) -> None:
@@ -67,14 +78,34 @@ def test_an_output_of_boxes_is_not(shape: tuple[int, ...]) -> None:
     check_layout(np.random.default_rng(0).random(shape), "y")
 
 
+def test_scores_may_be_off_by_a_rounding() -> None:
+    check_layout(scored(1.0008, -0.0008), "y")
+
+
+def test_whole_numbers_are_classes_only_in_the_last_column_of_six_and_only_all_of_them() -> None:
+    output = np.random.default_rng(0).random((1, 20, 7))
+    output[..., 5] = 0  # a class that no box has
+    check_layout(output, "y")
+    output[..., 5] = np.random.default_rng(1).random((1, 20))
+    output[0, 3, 5] = 0
+    check_layout(output[..., :6], "y")
+    anchors = np.random.default_rng(0).random((1, 5, 6))
+    anchors[..., 5] = 1
+    check_layout(anchors, "y")
+
+
 def test_overlaps_are_shares_of_the_union() -> None:
     box = np.array([0.0, 0, 10, 10])
     others = np.array([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 0, 30, 10], [3, 3, 3, 3]])
     assert overlaps(box, others) == pytest.approx([1, 1 / 3, 0, 0])
     assert overlaps(np.zeros(4), np.zeros((1, 4))) == pytest.approx([0])
+    wide, high = np.array([1.0, 2, 9, 4]), np.array([[4.0, 0, 6, 10], [1, 1, 3, 3]])  # 8 x 2; 2 x 10, 2 x 2
+    assert overlaps(wide, high) == pytest.approx([4 / (16 + 20 - 4), 2 / (16 + 4 - 2)])
+    assert overlaps(wide / 1000, high / 1000) == pytest.approx([4 / 32, 2 / 18])  # of an image of size 1
 
 
 def test_a_score_below_the_threshold_is_no_box() -> None:
+    assert SCORE == 0.25
     assert suppress(candidates((*LEFT, 0, SCORE), (*RIGHT, 0, SCORE - 1e-3))) == [0]
     assert suppress(candidates((*LEFT, 0, float("nan")))) == []
 
@@ -91,6 +122,8 @@ def test_the_same_boxes_match() -> None:
     boxes = candidates((*LEFT, 0, 0.8), (*RIGHT, 1, 0.9))
     count = match(boxes, boxes, ALLOWED, 0)
     assert (count.decisions, count.same, count.clear, count.different) == (2, 2, 2, 0)
+    pair = candidates((*LEFT, 0, 0.8), (*RIGHT, 0, 0.9))  # of one class
+    assert match(pair, pair, ALLOWED, 0) == Count(2, 2, 2)
 
 
 @pytest.mark.parametrize(("shift", "same"), [(0.4, True), (0.7, False)])
@@ -134,6 +167,27 @@ def test_a_box_at_the_threshold_may_go_for_a_rounding_and_for_no_more(moved: flo
     before = candidates((*LEFT, 0, SCORE + 0.4 * moved))
     count = match(before, candidates((*LEFT, 0, SCORE - 0.6 * moved)), ALLOWED, 0)
     assert (count.decisions, count.same, count.different) == (1, 0, different)
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "clear", "different"),
+    [(0.5, 0.4, 0, 0), (1.5, -0.1, 1, 0), (0.5, 2.5, 1, 1), (1.5, 1.5, 1, 1)],
+)
+def test_a_box_is_clear_where_rounding_cannot_decide_about_it_or_has_not(
+    above: float, below: float, clear: int, different: int
+) -> None:
+    """The box is above the threshold by so many roundings, and in the other model below it."""
+    before, after = (candidates((*LEFT, 0, SCORE + by * ROUNDING)) for by in (above, -below))
+    count = match(before, after, ALLOWED, 0)
+    assert (count.clear, count.different) == (clear, different)
+    back = match(after, before, ALLOWED, 0)
+    assert (back.clear, back.different) == (different, different)  # new, where it is lost above
+
+
+def test_only_so_many_boxes_are_looked_at() -> None:
+    apart = [(20.0 * place, 0.0, 20.0 * place + 10, 10.0, 0, 0.9 - 1e-4 * place) for place in range(MOST + 2)]
+    assert suppress(candidates(*apart)) == list(range(MOST))
+    assert MOST == 3000
 
 
 @pytest.mark.parametrize(("moved", "different"), [(0.5 * ROUNDING, 0), (3 * ROUNDING, 2)])
