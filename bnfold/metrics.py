@@ -1,8 +1,9 @@
 """Decisions of two models on the caller's data: the class of an image, the boxes in it, the class of each pixel.
 
 Both models run unoptimised. Rounding is measured on every sample: `moved`, the most by which a score of the original
-moves when its input moves by 64 roundings. A folded model's scores may be off by `e = max(2 * moved, 64 * u * scale)`,
-so a class is within rounding where it leads by `2 * e` or less, and a box where its score is within `e`.
+moves when its input moves by 64 roundings, those of the coarsest type on the way to it. A folded model's scores may be
+off by `e = max(2 * moved, 64 * u * scale)`, so a class is within rounding where it leads by `2 * e` or less, and a box
+where its score is within `e`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from bnfold.agreement import Agreement, Count
 from bnfold.boxes import Rounding, check_layout, match, read_boxes
 from bnfold.comparison import NOISE_FACTOR, UNIT_ROUNDOFF
+from bnfold.dataflow import coarsest_of, coarsest_types
 from bnfold.errors import UsageError
 from bnfold.feeds import perturb
 from bnfold.runtime import open_session
@@ -88,12 +90,13 @@ def measure(  # noqa: PLR0913
     """
     count, samples, names = Count(), 0, [metric.output]
     original, folded = open_session(before, provider), open_session(after, provider)
+    kinds = [coarsest_types(m, s.types).get(metric.output, "float64") for m, s in ((before, original), (after, folded))]
+    accuracy = coarsest_of(kinds)
     for batch in data:
         if progress is not None:
             progress(f"counting decisions from sample {samples} on")
         feeds = batch | dict(fixed)
         scores = original.run(names, feeds)[metric.output]
-        accuracy = scores.dtype.name
         moved = original.run(names, perturb(feeds, accuracy))[metric.output]
         three = scores, moved, folded.run(names, feeds)[metric.output]
         count += _counted(metric, three, UNIT_ROUNDOFF[accuracy], samples)

@@ -66,6 +66,36 @@ def test_two_classes_that_are_almost_equal_may_change_places(lead: float, fails:
     assert ("within rounding" in str(found)) != fails
 
 
+THROUGH = {
+    "float32": "(float[N,3] x) => (float[N,3] y) <float[1,3] k> { y = Add(x, k) }",
+    "float16": """(float[N,3] x) => (float[N,3] y) <float16[1,3] k>
+        { h = Cast <to=10> (x) s = Add(h, k) y = Cast <to=1> (s) }""",
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lead", "fails"),
+    [
+        ("float32", "float32", 0.01, True),
+        ("float16", "float16", 0.01, False),
+        ("float16", "float16", 0.2, True),
+        ("float32", "float16", 0.01, False),
+        ("float16", "float32", 0.01, False),
+        ("float32", "float16", 0.2, True),
+    ],
+)
+def test_scores_that_come_through_float16_are_as_exact_as_float16(
+    before: str, after: str, lead: float, fails: bool
+) -> None:
+    models = [
+        parse(THROUGH[kind], values={"k": np.array([[0, by, 0]])}) for kind, by in ((before, 0.0), (after, 2 * lead))
+    ]
+    source = as_source([{"x": np.array([[1, 1 - lead, 0.1]], np.float32)}], read_inputs(models[0]))
+    found = measure(Metric("top1", "y"), models[0], models[1], provider="cpu", data=source, fixed={})
+    assert found.count.same == 0
+    assert found.failed is fails
+
+
 def test_a_third_class_out_of_the_blue_fails_even_where_the_first_two_are_almost_equal() -> None:
     found = agree("top1", np.array([[1.0, 1 - 100 * U, 0.1]]), np.array([[0.0, 0.0, 5.0]]))
     assert (found.failed, found.count.clear, found.count.different) == (True, 1, 1)
