@@ -31,7 +31,7 @@ def relative_errors(errors: NDArray[np.float64], scales: NDArray[np.float64]) ->
 def slice_maxima(values: NDArray[np.floating], axis: int | None) -> NDArray[np.float64]:
     """The largest value of every slice of `axis`, shape (size of the axis,), or (1,) for the whole tensor."""
     others = tuple(other for other in range(values.ndim) if other != axis)
-    largest = np.max(values, axis=None if axis is None else others)
+    largest = np.max(values, axis=others)
     return np.atleast_1d(np.asarray(largest, dtype=np.float64))
 
 
