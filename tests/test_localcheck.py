@@ -11,14 +11,26 @@ import pytest
 from onnx_models import PARAMETERS, STATS, parse
 
 import bnfold
+from bnfold import localcheck
 from bnfold.errors import BnfoldError
 from bnfold.folding import FoldPlan, plan
 from bnfold.frontends.onnx_graph import OnnxGraph
 from bnfold.frontends.onnx_regions import Cutter
 from bnfold.frontends.onnx_write import write
-from bnfold.localcheck import LocalCheck, _check, _coarsest, _feeds, _first_that_runs, _ratio, local_check
+from bnfold.localcheck import (
+    LocalCheck,
+    _check,
+    _coarsest,
+    _compared,
+    _feeds,
+    _first_that_runs,
+    _ratio,
+    _terms,
+    local_check,
+)
 from bnfold.quickcheck import QuickCheck
 from bnfold.regions import Region
+from bnfold.selftest import SelfTest
 from bnfold.verification import Verification
 
 CONV = f"""(float[N,3,8,8] x) => (float[A,B,C,D] y) <float[4,3,3,3] w, float[4] k, {PARAMETERS}>
@@ -179,6 +191,60 @@ def test_the_error_of_an_element_is_in_units_of_its_bound(before: float, after: 
     assert _ratio(one, other, np.array([0.0, 0.5])) == ratio
     assert _ratio(one, other[:1], np.array([0.0, 0.5])) == np.inf
     assert _ratio(one[:0], other[:0], np.zeros(0)) == 0
+
+
+@pytest.mark.parametrize(("steps", "right"), [(64, True), (66, False)])
+def test_the_rounding_of_the_float64_arithmetic_itself_is_granted_once_for_each_model(steps: int, right: bool) -> None:
+    """`u + 2 * (64 + 1) * 2^-53`: one rounding of the stored number, and 65 of the sum of one product, in both."""
+    text = "(float[N,4] x) => (float[N,4] y) <float k> { y = Mul(x, k) }".replace("float", "double")
+    old, new = (parse(text, values={"k": np.array(1 + by * 2.0**-52)}) for by in (0, steps))
+    ratio, tensor = _compared(old, new, ["y"], {"x": (2, 4)}, 0)
+    assert tensor == "y"
+    assert ratio == pytest.approx(2 * steps / 131, rel=0.01)
+    assert (ratio <= 1) is right
+
+
+@pytest.mark.parametrize(
+    ("constants", "terms"),
+    [
+        ("float[8,5,3,3] w", 120), ("float[5,4] w, float[70] k", 5), ("float[70] k", 1), ("float k", 1),
+        ("float[5,4] w, float[9,7] v", 9), ("float[4,1,3,3] w", 36),
+    ],
+)  # fmt: skip
+def test_no_linear_operator_adds_up_more_products_than_are_counted(constants: str, terms: int) -> None:
+    """All but the smallest size of a weight: of a Conv at least the input's channels times the kernel."""
+    assert _terms(parse(f"(float[2] x) => (float[2] y) <{constants}> {{ y = Abs(x) }}")) == terms
+
+
+def test_the_output_with_the_largest_error_is_named() -> None:
+    text = "(float[N,4] x) => (float[N,4] y, float[N,4] z) <float a, float b> { y = Mul(x, a) z = Mul(x, b) }"
+    old, *others = (
+        parse(text, values={"a": np.array(a), "b": np.array(b)}) for a, b in ((1, 1), (1.01, 1.1), (1.1, 1.01))
+    )
+    assert [_compared(old, new, ["y", "z"], {"x": (2, 4)}, 0)[1] for new in others] == ["z", "y"]
+    assert _compared(old, old, ["y", "z"], {"x": (2, 4)}, 0) == (0.0, "y")
+
+
+def test_the_bound_itself_is_allowed_and_a_damaged_weight_must_have_been_seen() -> None:
+    seen, unseen = SelfTest(("b",), "w", 3.0), SelfTest(("b",), "w", 0.5)
+    found = [LocalCheck(("b",), ratio, "y", tried=tried) for ratio in (1.0, 1.001) for tried in (None, seen, unseen)]
+    assert [check.passed for check in found] == [True, True, False, False, False, False]
+    assert [check.failed for check in found] == [False, False, False, True, True, True]
+
+
+def test_a_damaged_weight_is_tried_only_when_asked_for_and_said_where_it_is_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, after, graph, planned = folded(CONV)
+    (plain,) = local_check(before, after, planned, graph.spans())
+    (tried,) = local_check(before, after, planned, graph.spans(), tries=True)
+    assert (plain.tried, plain.note) == (None, "")
+    assert tried.tried is not None
+    assert (tried.tried.batchnorms, tried.tried.weight, tried.tried.seen, tried.note) == (("b",), "w_folded", True, "")
+    monkeypatch.setattr(localcheck, "try_itself", lambda names, *_: SelfTest(names, "w_folded", 0.25))
+    (blind,) = local_check(before, after, planned, graph.spans(), tries=True)
+    assert not blind.passed
+    assert blind.note == "the test does not see w_folded when it is damaged (0.25 bounds)"
 
 
 def test_an_error_where_none_is_allowed_is_beyond_every_bound() -> None:

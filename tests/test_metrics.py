@@ -143,6 +143,79 @@ def test_an_output_of_another_shape_is_refused(kind: str, shape: tuple[int, ...]
         agree(kind, np.ones(shape), np.zeros(shape))
 
 
+@pytest.mark.parametrize("kind", ["top1", "mask"])
+def test_what_is_refused_says_what_would_do(kind: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        agree(kind, np.ones((2, 1)), np.zeros((2, 1)))
+    form = {"top1": "(samples, classes)", "mask": "(samples, classes, height, width)"}[kind]
+    assert str(caught.value) == f"y: an output of shape (2, 1) is none for {kind}; {form} is one"
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 2, 1)])
+def test_two_classes_are_enough(shape: tuple[int, ...]) -> None:
+    data = np.arange(4.0).reshape(shape)
+    assert agree("top1", data, np.zeros(shape)).count == Count(2, 2, 2)
+
+
+def test_a_mask_needs_one_axis_of_pixels() -> None:
+    data = np.random.default_rng(0).standard_normal((2, 3, 4))
+    assert agree("mask", data, np.zeros((2, 3, 4))).count.decisions == 8
+
+
+def test_classes_lie_on_the_last_axis_where_only_some_of_what_is_behind_has_one_entry() -> None:
+    data = np.random.default_rng(0).standard_normal((2, 3, 1, 5))
+    assert agree("top1", data, np.zeros((2, 3, 1, 5))).count.decisions == 6
+
+
+def test_the_place_is_named_where_there_are_several() -> None:
+    data, change = np.zeros((2, 3, 2)), np.zeros((2, 3, 2))
+    data[..., 0], change[1, 2, 1] = 1, 5
+    assert agree("top1", data, change).count.first == "sample 1: class 0 became 1 at 2"
+
+
+def test_outputs_of_other_shapes_are_one_decision_that_differs() -> None:
+    before = parse("(float[N,4] x) => (float[A,B] y) { y = Identity(x) }")
+    after = parse("(float[N,4] x) => (float[A,B] y) { y = Concat <axis=1> (x, x) }")
+    data = [{"x": np.eye(4, dtype=np.float32)[:2]}, {"x": np.eye(4, dtype=np.float32)}]
+    source = as_source(data, read_inputs(before))
+    found = measure(Metric("top1", "y"), before, after, provider="cpu", data=source, fixed={})
+    assert found.count == Count(2, 0, 2, 2, "sample 0: the shape of y differs")
+    assert (found.samples, found.failed) == (6, True)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("float", 1), ("float16", 10), ("double", 11), ("bfloat16", 16)])
+def test_every_floating_point_output_can_have_a_metric(kind: str, number: int) -> None:
+    model = parse(f"({kind}[N,4] x) => ({kind}[N,4] y) {{ y = Identity(x) }}")
+    assert model.graph.output[0].type.tensor_type.elem_type == number
+    assert choose_metric("top1", None, model) == Metric("top1", "y")
+
+
+def test_progress_tells_where_it_is() -> None:
+    before, after = pair("N,4", np.zeros((1, 4)))
+    source = as_source([{"x": np.eye(4, dtype=np.float32)}] * 2, read_inputs(before))
+    told: list[str] = []
+    measure(Metric("top1", "y"), before, after, provider="cpu", data=source, fixed={}, progress=told.append)
+    assert told == ["counting decisions from sample 0 on", "counting decisions from sample 4 on"]
+
+
+@pytest.mark.parametrize(("lead", "clear"), [(0.99, 0), (1.01, 1)])
+def test_rounding_may_move_both_of_two_scores(lead: float, clear: int) -> None:
+    """64 roundings of the input move a score of 1 by 64 u; twice that is granted to each of the two classes."""
+    scores = np.array([[1.0, 1 - lead * 2 * 2 * 64 * U, 0.1, 0]])
+    assert agree("top1", scores, np.zeros((1, 4))).count.clear == clear
+
+
+@pytest.mark.parametrize(("lead", "clear"), [(0.99, 0), (1.01, 1)])
+def test_what_the_input_does_not_move_is_granted_roundings_of_the_largest_score(lead: float, clear: int) -> None:
+    before = parse(
+        "(float[N,3] x) => (float[N,3] y) <float[1,3] zero, float[1,3] k> { z = Mul(x, zero) y = Add(z, k) }",
+        values={"zero": np.zeros((1, 3)), "k": np.array([[0.5, 0.5 - lead * 2 * 64 * U * 8, -8]])},
+    )
+    source = as_source([{"x": np.ones((1, 3), np.float32)}], read_inputs(before))
+    found = measure(Metric("top1", "y"), before, before, provider="cpu", data=source, fixed={})
+    assert found.count.clear == clear
+
+
 def test_samples_are_numbered_through_all_batches() -> None:
     scores, change = np.eye(4, dtype=np.float32), np.array([[0.0, 0.0, 0.0, -3.0]], np.float32)
     before, after = pair("N,4", change)
