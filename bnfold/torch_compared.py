@@ -91,7 +91,8 @@ def model_as_other(model: onnx.ModelProto, provider: str, *, deployed: bool = Tr
 
     ends = {name: session.types[name] for name in names if session.types[name] in FLOATS}
     flow = coarsest_types(model, session.types)
-    accuracy = {place: flow[name] for place, name in enumerate(names) if name in coarser(flow, ends)}
+    below = coarser(flow, ends)
+    accuracy = {place: flow[name] for place, name in enumerate(names) if name in below}
     return Other(provider, outputs, names, len(inputs), accuracy, optimised if deployed else None)
 
 

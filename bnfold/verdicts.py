@@ -104,8 +104,9 @@ def verdicts(  # noqa: PLR0913
     wide = in_float64(before)
     models = (before, after, *(_rounded_again(before, seed) for seed in range(2)))
     original, folding, *others = (open_session(exposing(model, names), provider) for model in models)
-    coarsest, now_coarsest = coarsest_types(before, original.types), coarsest_types(after, folding.types)
-    names = [name for name in names if name not in coarser(now_coarsest, coarsest)]
+    coarsest = coarsest_types(before, original.types)
+    unlike = coarser(coarsest_types(after, folding.types), coarsest)
+    names = [name for name in names if name not in unlike]
     worst: dict[str, Errors | None] = {}
     usual: dict[str, Float64Array] = {}
     for feeds, is_pattern in runs:
