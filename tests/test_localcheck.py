@@ -268,8 +268,11 @@ def test_the_coarsest_of_the_stored_numbers_sets_the_bound(constants: str, unit:
 
 
 def test_inputs_are_of_both_signs_and_then_impulses_at_the_corners() -> None:
-    model = parse("(float[N,3,H,W] x, float[N,3] f, int64[N,4,4] i) => (float[N,3] y) { y = Abs(f) }")
-    normal, impulses = _feeds(list(model.graph.input), {"x": (2, 3, 5, 6), "f": (2, 3), "i": (40, 4, 4)}, 0)
+    model = parse("(float[N,3,H,W] x, float[N,3] f, float[N,3,L] s, int64[N,4,4] i) => (float[N,3] y) { y = Abs(f) }")
+    sizes = {"x": (2, 3, 5, 6), "f": (2, 3), "s": (2, 3, 5), "i": (40, 4, 4)}
+    normal, impulses = _feeds(list(model.graph.input), sizes, 0)
+    assert {int(place[2]) for place in np.argwhere(impulses["s"])} == {0, 4}
+    assert np.count_nonzero(impulses["s"]) == 2 * 3 * 2
     assert (normal["x"] != 0).all()
     assert (normal["x"].min() < 0, normal["x"].max() > 0) == (True, True)
     corners = {tuple(int(k) for k in place[2:]) for place in np.argwhere(impulses["x"])}

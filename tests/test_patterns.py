@@ -40,9 +40,11 @@ def test_impulses_are_at_corners_and_in_the_middle_of_borders_and_of_both_signs(
 @pytest.mark.parametrize(
     ("shape", "count"),
     [((9, 8, 3), 8 * 3), ((3, 9, 4), 3 * 8), ((9, 8, 7), 9 * 8), ((5, 9), 5 * 2), ((6,), 2), ((2, 4, 5, 6), 2 * 26),
-     ((2, 4, 3, 6), 2 * 26), ((3, 1, 1), 3), ((), 1)],
+     ((2, 4, 3, 6), 2 * 26), ((3, 1, 1), 3), ((), 1), ((9, 8, 1), 8), ((9, 8, 4), 8 * 4), ((1, 9, 4), 8),
+     ((4, 9, 3), 4 * 8), ((9, 8, 2), 9 * 6)],
     ids=["channels last", "channels first, 4 wide", "many channels", "sequence", "features", "volume", "volume, 3 high",
-         "one pixel", "nothing but samples"],
+         "one pixel", "nothing but samples", "grey, last", "with alpha, last", "grey, first", "with alpha, first",
+         "two channels are no image"],
 )  # fmt: skip
 def test_impulses_fit_every_rank(shape: tuple[int, ...], count: int) -> None:
     assert np.count_nonzero(made(shape)["impulses"]) == count
