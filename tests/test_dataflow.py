@@ -174,3 +174,27 @@ def test_what_a_runtime_knows_of_types_counts() -> None:
     model.opset_import.append(helper.make_opsetid("my.domain", 1))
     assert coarsest_types(model, {})["blurred"] == "float32"
     assert coarsest_types(model, {"blurred": "float16"})["blurred"] == "float16"
+
+
+@pytest.mark.parametrize(("inner", "decisions"), [("Floor", (0,)), ("RandomNormalLike", (0,)), ("Neg", ())])
+def test_a_body_that_decides_makes_its_operator_a_decision(inner: str, decisions: tuple[int, ...]) -> None:
+    body = helper.make_graph(
+        [helper.make_node(inner, ["x"], ["n"])], "body", [], [helper.make_tensor_value_info("n", 1, [2])]
+    )
+    outer = helper.make_graph(
+        [helper.make_node("If", ["c"], ["m"], then_branch=body, else_branch=body)], "outer", [],
+        [helper.make_tensor_value_info("m", 1, [2])],
+    )  # fmt: skip
+    nested = helper.make_node("If", ["c"], ["y"], then_branch=outer, else_branch=outer)
+    inputs = [helper.make_tensor_value_info("x", 1, [2]), helper.make_tensor_value_info("c", 9, [])]
+    graph = helper.make_graph([nested], "g", inputs, [helper.make_tensor_value_info("y", 1, [2])])
+    assert trace(graph, {"x": "float32", "c": "bool", "y": "float32"}).decisions == decisions
+
+
+def test_values_whose_type_nobody_says_or_that_are_no_tensors_stay_unknown() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y)
+        { s = SequenceConstruct(x) y = Abs(x) }"""
+    model = parser.parse_model(text)
+    model.graph.value_info.append(onnx.ValueInfoProto(name="u"))
+    model.graph.value_info.append(helper.make_tensor_value_info("v", 0, None))
+    assert infer_types(model) == {"x": "float32", "y": "float32"}

@@ -18,7 +18,7 @@ from spoilt_sessions import Change, Setting, doubled, folded_alone, opener, use
 import bnfold
 from bnfold.data_sources import as_source
 from bnfold.deployed import Deployed
-from bnfold.deploying import deployed_check
+from bnfold.deploying import deployed_check, tf32_check
 from bnfold.errors import VerificationError
 from bnfold.frontends.onnx_files import in_memory
 from bnfold.quickcheck import quick_check
@@ -279,6 +279,24 @@ def test_a_difference_that_the_measured_noise_explains_is_none_and_float64_is_no
     assert (found.blame, found.errors == ()) == (blame, blame == "neither")
 
 
+@pytest.mark.parametrize("of_folded", [False, True])
+def test_tf32_is_measured_in_each_model_against_itself_and_within_the_limits_of_its_digits(of_folded: bool) -> None:
+    """TF32 stores ten bits, as float16 does; the verdict on both models is the one without it."""
+
+    def change(setting: Setting) -> Change | None:
+        moved = setting.tf32 and setting.folded is of_folded
+        return (lambda _name, values: values * np.float32(1.02)) if moved else None
+
+    before = made(PLAIN)
+    after = in_memory(bnfold.fold(ir.from_proto(before), verify=False).model)
+    check = quick_check(before, after)
+    found = tf32_check(prepare_rerun(check, before, after, seed=0, data=None, fixed={}, opener=opener(change)))
+    moved, still = (found.folded, found.original) if of_folded else (found.original, found.folded)
+    assert [entry.error for entry in still.comparisons] == [0]
+    assert [entry.error for entry in moved.comparisons] == [pytest.approx(0.02, rel=1e-3)]
+    assert [(entry.tolerance, entry.passed) for entry in moved.comparisons] == [(2.0**-5, True)]
+
+
 def test_only_what_is_right_in_the_original_can_be_lost() -> None:
     """Both wrong: the folded model is no worse off than the original was."""
     found = spoilt(PLAIN, lambda setting: doubled if setting.optimised else None)
@@ -343,6 +361,22 @@ def test_what_a_decision_reads_is_compared_in_its_place() -> None:
 
 FOLLOWS = f"""(float[n, 6] x) => (float[n, 2] y) <float[6, 4] w, int64[1] k = {{2}}, {PARAMETERS}> {{
     m = MatMul (x, w) b = BatchNormalization (m, {STATS}) values, places = TopK (b, k) y = Sqrt (values) }}"""
+
+
+def test_with_the_oracle_numbers_are_asked_about_and_codes_and_places_are_not() -> None:
+    found = spoilt(QUANTISED, lambda _: None, everything=True)
+    assert [errors.name for errors in found.errors] == ["y"]
+    both = """(float[n, 6] x) => (float[n, 6] y, int64[n, 1] k) { y = Abs (x) k = ArgMax <axis = 1> (x) }"""
+    assert [errors.name for errors in spoilt(both, lambda _: None, everything=True).errors] == ["y"]
+
+
+def test_where_one_model_cannot_be_run_the_other_is_still_set_against_float64() -> None:
+    found = spoilt(
+        PLAIN, lambda setting: "no kernel" if setting.optimised and setting.folded else None, everything=True
+    )
+    (errors,) = found.errors
+    assert errors.folded_deployed is None
+    assert errors.original_deployed is not None
 
 
 def test_what_follows_a_decision_is_compared_given_the_same_one() -> None:
