@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 from cli_run import MODEL, Run
+from deployed_models import PLAIN, QUANTISED, ROWS, STUCK_ROWS, deployed_of, fold, made, spoilt
 from onnx_models import PARAMETERS, STATS, parse
-from spoilt_sessions import Change, Setting, doubled, folded_alone, opener, use
+from spoilt_sessions import doubled, folded_alone, opener, use
 
 import bnfold
 from bnfold.data_sources import as_source
-from bnfold.deployed import Deployed
-from bnfold.deploying import deployed_check, tf32_check
+from bnfold.deploying import deployed_check
 from bnfold.errors import VerificationError
 from bnfold.frontends.onnx_files import in_memory
 from bnfold.quickcheck import quick_check
@@ -27,42 +26,6 @@ from bnfold.rerunning import compare_codes, prepare_rerun
 from bnfold.runtime import open_session
 from bnfold.wording import verified
 from bnfold.wording_deployed import deployed_line, errors_line
-
-#: onnxruntime's MatmulBNFusion takes the rows, which the BatchNorm here normalises, for the columns of the weight.
-ROWS = f"""(float[4, 6] x) => (float[4, 3] y) <float[6, 4] w, float[4, 3] w2, {PARAMETERS}> {{
-    m = MatMul (x, w) t = Transpose <perm = [1, 0]> (m) n = BatchNormalization (t, {STATS}) y = MatMul (n, w2) }}"""
-#: The same with nothing behind it that could absorb the BatchNorm.
-STUCK_ROWS = f"""(float[4, 6] x) => (float[4, 4] y) <float[6, 4] w, {PARAMETERS}> {{
-    m = MatMul (x, w) t = Transpose <perm = [1, 0]> (m) y = BatchNormalization (t, {STATS}) }}"""
-PLAIN = f"""(float[n, 3, h, w] x) => (float[n, 4, p, q] y) <float[4, 3, 3, 3] k, {PARAMETERS}> {{
-    c = Conv (x, k) b = BatchNormalization (c, {STATS}) y = Relu (b) }}"""
-
-
-def deployed_of(verification: bnfold.Verification | None) -> Deployed:
-    assert verification is not None
-    found = verification.quick[0].deployed
-    assert found is not None
-    return found
-
-
-def made(text: str) -> onnx.ModelProto:
-    """The model of a text; weights that are quantised use the whole range."""
-    codes = {"q": np.random.default_rng(0).integers(-127, 128, (4, 3, 3, 3))}
-    return in_memory(ir.from_proto(parse(text, values=codes if "int8[4, 3, 3, 3] q" in text else None)))
-
-
-def fold(text: str, **options: Any) -> bnfold.FoldResult:
-    return bnfold.fold(ir.from_proto(made(text)), **options)
-
-
-def spoilt(text: str, change: Callable[[Setting], Change | str | None], **options: Any) -> Deployed:
-    """What is found where the runtime does that to the right fold of a model."""
-    before = made(text)
-    after = in_memory(bnfold.fold(ir.from_proto(before), verify=False).model)
-    check = quick_check(before, after)
-    assert check.passed
-    rerun = prepare_rerun(check, before, after, seed=0, data=None, fixed={}, opener=opener(change))
-    return deployed_check(rerun, **options)
 
 
 def test_what_the_optimiser_gets_wrong_in_the_original_alone_is_blamed_on_it_and_the_fold_passes() -> None:
@@ -202,113 +165,10 @@ def test_where_the_outputs_alone_cannot_be_run_the_report_says_so_and_the_verdic
 
 
 #: y is x, but for the rounding of a sum of this size.
-CANCELS = """(float[n, 64] x) => (float[n, 64] y) <float[1] big = {%s}> { s = Add (x, big) y = Sub (s, big) }"""
-
-
-def cancelling(big: str) -> Deployed:
-    """Without the optimiser y is rounded coarsely, and with it y is moved by one rounding of the sum."""
-    before = parse(CANCELS % big)
-    check = quick_check(before, before)
-    step = float(np.spacing(np.float32(big)))
-
-    def change(setting: Setting) -> Change | None:
-        return (lambda _name, values: values + np.float32(step)) if setting.optimised else None
-
-    rerun = prepare_rerun(check, before, before, seed=0, data=None, fixed={}, opener=opener(change))
-    return deployed_check(rerun)
-
-
-def test_a_difference_that_is_rounding_by_float64_is_none() -> None:
-    found = cancelling("500000.0")
-    assert found.blame == "neither"
-    (entry,) = found.folded.comparisons
-    assert entry.error > entry.tolerance
-    assert entry.note.startswith("rounding: ")
-
-
-def test_where_the_original_itself_is_far_off_nothing_is_blamed_and_nothing_proven() -> None:
-    found = cancelling("100000000.0")
-    assert (found.blame, found.failed) == ("neither", False)
-    (entry,) = found.folded.comparisons
-    assert (entry.compared, entry.passed) == (False, False)
-    assert "this proves nothing" in entry.note
-    assert deployed_line(found) == "at ENABLE_ALL no output could be compared"
-
-
-HALF = """(float[n, 1, 64] x) => (float[n, 1, 64] y) <float[1] big = {3000000.0}>
-    { h = Cast <to = 10> (x) g = Cast <to = 1> (h) s = Add (g, big) y = Sub (s, big) }"""
-
-
-@pytest.mark.parametrize(("step", "blame"), [(0.25, "neither"), (2.0, "both")])
-def test_float64_is_believed_about_an_output_behind_float16_as_about_one_in_float16(step: float, blame: str) -> None:
-    before = parse(HALF)
-
-    def change(setting: Setting) -> Change | None:
-        return (lambda _name, values: values + np.float32(step)) if setting.optimised else None
-
-    check = quick_check(before, before)
-    found = deployed_check(prepare_rerun(check, before, before, seed=0, data=None, fixed={}, opener=opener(change)))
-    assert found.blame == blame
-    (entry,) = found.folded.comparisons
-    assert entry.compared
-    assert entry.oracle is not None
-
-
-def test_an_output_that_is_computed_through_float16_has_its_scale() -> None:
-    before = parse("""(float[n, 8] x) => (float[n, 8] y, float[n, 8] z) {
-        h = Cast <to = 10> (x) e = Exp (h) y = Cast <to = 1> (e) z = Sin (x) }""")
-    rerun = prepare_rerun(quick_check(before, before), before, before, seed=0, data=None, fixed={})
-    assert rerun.accuracy == {"y": "float16", "z": "float32"}
-
-
-STEEP = "(float[n, 8] x) => (float[n, 8] y) <float[1] steep = {1000.0}> { s = Mul (x, steep) y = Sin (s) }"
-
-
-@pytest.mark.parametrize(("moved", "blame"), [(5e-3, "neither"), (0.2, "both")])
-def test_a_difference_that_the_measured_noise_explains_is_none_and_float64_is_not_asked(
-    moved: float, blame: str
-) -> None:
-    before = parse(STEEP)
-
-    def change(setting: Setting) -> Change | None:
-        return (lambda _name, values: values + np.float32(moved)) if setting.optimised else None
-
-    check = quick_check(before, before)
-    rerun = prepare_rerun(check, before, before, seed=0, data=None, fixed={}, opener=opener(change))
-    found = deployed_check(rerun)
-    assert (found.blame, found.errors == ()) == (blame, blame == "neither")
-
-
-@pytest.mark.parametrize("of_folded", [False, True])
-def test_tf32_is_measured_in_each_model_against_itself_and_within_the_limits_of_its_digits(of_folded: bool) -> None:
-    """TF32 stores ten bits, as float16 does; the verdict on both models is the one without it."""
-
-    def change(setting: Setting) -> Change | None:
-        moved = setting.tf32 and setting.folded is of_folded
-        return (lambda _name, values: values * np.float32(1.02)) if moved else None
-
-    before = made(PLAIN)
-    after = in_memory(bnfold.fold(ir.from_proto(before), verify=False).model)
-    check = quick_check(before, after)
-    found = tf32_check(prepare_rerun(check, before, after, seed=0, data=None, fixed={}, opener=opener(change)))
-    moved, still = (found.folded, found.original) if of_folded else (found.original, found.folded)
-    assert [entry.error for entry in still.comparisons] == [0]
-    assert [entry.error for entry in moved.comparisons] == [pytest.approx(0.02, rel=1e-3)]
-    assert [(entry.tolerance, entry.passed) for entry in moved.comparisons] == [(2.0**-5, True)]
-
-
 def test_only_what_is_right_in_the_original_can_be_lost() -> None:
     """Both wrong: the folded model is no worse off than the original was."""
     found = spoilt(PLAIN, lambda setting: doubled if setting.optimised else None)
     assert (found.blame, found.lost, found.failed) == ("both", (), False)
-
-
-QUANTISED = f"""(float[n, 3, 9, 9] x) => (float[a, b, c, d] y)
-    <int8[4, 3, 3, 3] q, float s = {{0.01}}, float xs = {{0.02}}, uint8 xz = {{128}}, float ys = {{0.05}},
-     uint8 yz = {{0}}, {PARAMETERS}> {{
-    i = QuantizeLinear (x, xs, xz) d = DequantizeLinear (i, xs, xz) w = DequantizeLinear (q, s)
-    c = Conv (d, w) b = BatchNormalization (c, {STATS}) r = Relu (b)
-    o = QuantizeLinear (r, ys, yz) y = DequantizeLinear (o, ys, yz) }}"""
 
 
 def test_a_quantised_model_is_compared_in_the_integers_that_it_is_deployed_with(tmp_path: Path) -> None:
@@ -361,22 +221,6 @@ def test_what_a_decision_reads_is_compared_in_its_place() -> None:
 
 FOLLOWS = f"""(float[n, 6] x) => (float[n, 2] y) <float[6, 4] w, int64[1] k = {{2}}, {PARAMETERS}> {{
     m = MatMul (x, w) b = BatchNormalization (m, {STATS}) values, places = TopK (b, k) y = Sqrt (values) }}"""
-
-
-def test_with_the_oracle_numbers_are_asked_about_and_codes_and_places_are_not() -> None:
-    found = spoilt(QUANTISED, lambda _: None, everything=True)
-    assert [errors.name for errors in found.errors] == ["y"]
-    both = """(float[n, 6] x) => (float[n, 6] y, int64[n, 1] k) { y = Abs (x) k = ArgMax <axis = 1> (x) }"""
-    assert [errors.name for errors in spoilt(both, lambda _: None, everything=True).errors] == ["y"]
-
-
-def test_where_one_model_cannot_be_run_the_other_is_still_set_against_float64() -> None:
-    found = spoilt(
-        PLAIN, lambda setting: "no kernel" if setting.optimised and setting.folded else None, everything=True
-    )
-    (errors,) = found.errors
-    assert errors.folded_deployed is None
-    assert errors.original_deployed is not None
 
 
 def test_what_follows_a_decision_is_compared_given_the_same_one() -> None:
