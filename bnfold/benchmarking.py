@@ -17,8 +17,9 @@ import onnx_ir as ir
 
 from bnfold.data import fill_shapes, read_inputs, synthesise
 from bnfold.errors import BnfoldError, ProviderError, UsageError
-from bnfold.frontends.onnx_files import in_memory, load
+from bnfold.frontends.onnx_files import in_memory
 from bnfold.inputs import InputsLike, fixed_inputs
+from bnfold.models import opened
 from bnfold.providers import each_provider
 from bnfold.report.bench_report import BenchReport, Measured
 from bnfold.runtime import open_session, require
@@ -71,7 +72,7 @@ def benchmark(  # noqa: PLR0913
     providers = each_provider(providers)
     for provider in providers:
         require(provider)
-    models = [in_memory(model if isinstance(model, ir.Model) else load(model)) for model in (before, after)]
+    models = [in_memory(opened(model)[0]) for model in (before, after)]
     specs = read_inputs(models[0])
     feeds = _feeds(models[0], dict(shapes or {}), seed, fixed_inputs(inputs, specs) if inputs else {})
     tell = progress or (lambda _clause: None)

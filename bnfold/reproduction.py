@@ -18,9 +18,10 @@ from bnfold.data_sources import DataLike
 from bnfold.drafts import draft_folder
 from bnfold.errors import UsageError, VerificationError
 from bnfold.feeds import feeds_again
-from bnfold.frontends.onnx_files import in_memory, load
+from bnfold.frontends.onnx_files import in_memory
 from bnfold.frontends.onnx_regions import Cutter
 from bnfold.inputs import InputsLike, fixed_inputs
+from bnfold.models import opened
 from bnfold.quickcheck import QuickCheck
 from bnfold.renaming import renamed
 from bnfold.runtime import exposing, name_nodes, open_session
@@ -81,7 +82,7 @@ def reproduce(  # noqa: PLR0913
     """
     check_folder(folder)
     check = _with_runs(found, str(folder))
-    models = [model if isinstance(model, ir.Model) else load(model) for model in (before, after)]
+    models = [opened(model)[0] for model in (before, after)]
     if check.renamed:
         models[1] = ir.from_proto(renamed(in_memory(models[1]), check.renamed))
     cutters = [Cutter(model) for model in models]

@@ -13,12 +13,11 @@ import onnx_ir as ir
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.frontends.onnx_embedded import embed, embedded
-from bnfold.frontends.onnx_files import load
 from bnfold.frontends.onnx_skeleton import fingerprint
 from bnfold.frontends.onnx_unfold import undo
 from bnfold.manifest import Manifest, UndoRegion, UndoStep
 from bnfold.manifest_files import read_manifest
-from bnfold.models import ModelLike
+from bnfold.models import ModelLike, opened
 
 ManifestLike: TypeAlias = "Manifest | str | os.PathLike[str]"
 
@@ -64,7 +63,7 @@ def unfold(
     """
     if only is not None and every:
         raise UsageError("to undo only some folds and to undo all contradict each other", remedy="leave out one")
-    folded = model if isinstance(model, ir.Model) else load(model)
+    folded, _ = opened(model)
     chain = _manifest(model, folded, manifest)
     wanted = _wanted(only, chain)
     result = UnfoldResult(folded, (), manifest=chain)

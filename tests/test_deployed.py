@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -206,6 +207,22 @@ def test_a_code_may_be_off_by_one_step_and_no_more(steps: int, blame: str) -> No
 def test_codes_are_as_far_apart_as_their_numbers(before: Any, after: Any, error: float) -> None:
     found = compare_codes("o", before, after)
     assert (found.error, found.passed) == (error, error <= 1)
+
+
+def test_codes_say_where_they_are_farthest_apart_and_none_prove_nothing() -> None:
+    before = np.array([[3, 250], [7, 8]], np.uint8)
+    found = compare_codes("o", before, before + np.array([[0, 1], [0, 4]], np.uint8))
+    assert (found.name, found.index, found.error, found.tolerance, found.passed) == ("o", (1, 1), 4, 1, False)
+    same = compare_codes("o", before, before)
+    assert (same.index, same.error, same.passed, same.compared) == ((), 0, True, True)
+    none = compare_codes("o", before[:0], before[:0])
+    assert (none.compared, none.passed, none.failed) == (False, False, False)
+
+
+def test_codes_that_are_small_floats_are_equal_or_not() -> None:
+    before = np.array([1, 2], ml_dtypes.float8_e4m3fn)
+    assert compare_codes("o", before, before.copy()).passed
+    assert compare_codes("o", before, np.array([1, 2.25], ml_dtypes.float8_e4m3fn)).error == np.inf
 
 
 DECIDES = f"""(float[n, 6] x) => (float[n, 2] values, int64[n, 2] places)

@@ -98,6 +98,41 @@ def test_a_difference_that_the_measured_noise_explains_is_none_and_float64_is_no
     assert (found.blame, found.errors == ()) == (blame, blame == "neither")
 
 
+@pytest.mark.parametrize(("far", "blame"), [("y", "neither"), ("z", "both")])
+def test_of_several_outputs_each_has_its_own_noise(far: str, blame: str) -> None:
+    """y is steep and z is not, and the optimiser moves one of them by what only y's noise explains."""
+    before = parse("""(float[n, 8] x) => (float[n, 8] y, float[n, 8] z)
+        <float[1] steep = {1000.0}> { s = Mul (x, steep) y = Sin (s) z = Neg (x) }""")
+
+    def change(setting: Setting) -> Change | None:
+        return (lambda name, values: values + np.float32(5e-3 * (name == far))) if setting.optimised else None
+
+    check = quick_check(before, before)
+    rerun = prepare_rerun(check, before, before, seed=0, data=None, fixed={}, opener=opener(change))
+    assert deployed_check(rerun).blame == blame
+
+
+def test_the_noise_is_the_originals() -> None:
+    """The second model is as steep as the first is not; what moves both is explained in neither."""
+    flat, steep = (
+        parse("(float[n, 8] x) => (float[n, 8] y) <float k> { s = Mul (x, k) y = Sin (s) }", values={"k": np.array(k)})
+        for k in (1.0, 1000.0)
+    )
+
+    def change(setting: Setting) -> Change | None:
+        return (lambda _name, values: values + np.float32(5e-3)) if setting.optimised else None
+
+    blames = [
+        deployed_check(
+            prepare_rerun(quick_check(one, one), one, other, seed=0, data=None, fixed={}, opener=opener(change))
+        )
+        .original.comparisons[0]
+        .failed
+        for one, other in ((flat, steep), (steep, flat))
+    ]
+    assert blames == [True, False]
+
+
 @pytest.mark.parametrize("of_folded", [False, True])
 def test_tf32_is_measured_in_each_model_against_itself_and_within_the_limits_of_its_digits(of_folded: bool) -> None:
     """TF32 stores ten bits, as float16 does; the verdict on both models is the one without it."""

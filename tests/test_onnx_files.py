@@ -78,15 +78,6 @@ def test_a_file_cut_off_anywhere_is_a_model_error(tmp_path: Path, file: Path) ->
             load(path)
 
 
-def test_nodes_out_of_order_are_a_model_error(file: Path, model: onnx.ModelProto) -> None:
-    nodes = list(model.graph.node)
-    model.graph.ClearField("node")
-    model.graph.node.extend(reversed(nodes))
-    onnx.save(model, file)
-    with pytest.raises(bnfold.ModelError, match=r"reads a value before it is computed.*sort the nodes"):
-        load(file)
-
-
 def test_external_data_that_is_missing_or_cut_off_is_a_model_error(external: Path) -> None:
     data = external.with_name("weights.bin")
     whole = data.read_bytes()

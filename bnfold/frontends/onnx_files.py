@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from bnfold.drafts import COMPANION, draft_folder
 from bnfold.errors import BnfoldError, MachineError, ModelError, UsageError
+from bnfold.frontends.onnx_order import sort
 from bnfold.frontends.torch_kinds import FileKind, kind_of
 from bnfold.text_files import as_ours
 
@@ -29,7 +30,7 @@ _SMALL = 1024
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
-    """The model in the ONNX file `path`; external data stays on disk and is mapped when it is needed.
+    """The model in the ONNX file `path`, its nodes sorted; external data stays on disk and is mapped when it is needed.
 
     Raises:
         UsageError: There is no such file, or it is a folder.
@@ -49,7 +50,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise _not_onnx(file, path) from error
     if model.ir_version == 0 or not model.opset_imports or (not len(model.graph) and not model.graph.outputs):
         raise _not_onnx(file, path)
-    _check_sorted(model, path)
+    sort(model, str(path))
     _check_external(model, path)
     return model
 
@@ -62,20 +63,6 @@ def _not_onnx(file: Path, path: str | os.PathLike[str]) -> ModelError:
     empty = file.stat().st_size == 0
     what = "the file is empty" if empty else "this is not an ONNX model, or it is cut off"
     return ModelError(what, where=str(path), remedy="export or copy it again")
-
-
-def _check_sorted(model: ir.Model, path: str | os.PathLike[str]) -> None:
-    seen: set[int] = set()
-    for node in model.graph:
-        for value in node.inputs:
-            producer = None if value is None else value.producer()
-            if producer is not None and producer.graph is model.graph and id(producer) not in seen:
-                raise ModelError(
-                    f"node {node.name or node.op_type} reads a value before it is computed",
-                    where=str(path),
-                    remedy="sort the nodes topologically, as the ONNX specification demands",
-                )
-        seen.add(id(node))
 
 
 def in_memory(model: ir.Model) -> onnx.ModelProto:

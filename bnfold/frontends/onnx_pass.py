@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from bnfold.decision import Decision
 from bnfold.frontends.onnx_fold import Settings, plan_model
+from bnfold.frontends.onnx_order import require_order
 
 
 class FoldBatchNormPass(ir.passes.InPlacePass):
@@ -31,7 +32,12 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
         self.decisions: tuple[Decision, ...] = ()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fold `model` in place."""
+        """Fold `model` in place.
+
+        Raises:
+            ModelError: It cannot be read, or a node stands before one that it reads.
+        """
+        require_order(model, model.graph.name or "model")
         planned = plan_model(model, Settings(self.wanted, self.keep_overridable))
         planned.write()
         planned.record(())
