@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isinf
 from typing import TYPE_CHECKING
 
 from bnfold.comparison import TOLERANCE
@@ -83,6 +84,13 @@ class QuickCheck:
     def passed(self) -> bool:
         """Something that can fail was compared, and nothing failed."""
         return self.proves and not self.failed
+
+    @property
+    def incomparable(self) -> str:
+        """Why the first tensor that differs cannot be compared at all; empty where it can, or nothing differs."""
+        entries = (*self.comparisons, *self.inner)
+        first = next((entry for entry in entries if entry.failed and entry.name == self.first_divergence), None)
+        return first.note if first is not None and isinf(first.error) else ""
 
 
 def quick_check(  # noqa: PLR0913

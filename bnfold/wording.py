@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isinf
 from typing import TYPE_CHECKING
 
 from bnfold.decision import Decision, Folded, Kept, Reason, Reduced, Refusal
@@ -184,10 +185,18 @@ def quick_line(check: QuickCheck) -> str:
     """The end-to-end check on one provider in one line."""
     inner = f", {count(len(check.inner), 'inner tensor')}" if check.outputs is None else ""
     tensors = f"{_outputs(check)}{inner}"
-    worst = worst_of((*check.comparisons, *check.inner))
-    error = f", largest error {worst.error:.2g} of its scale ({worst.tolerance:.1g} allowed)" if worst else ""
     besides = f", then {', '.join(check.kinds)}" if check.kinds else ""
-    return f"{tensors}{error}; {' and '.join(map(shapes_of, check.runs)) or 'nothing was run'}{besides}"
+    return f"{tensors}{largest_error(check)}; {' and '.join(map(shapes_of, check.runs)) or 'nothing was run'}{besides}"
+
+
+def largest_error(check: QuickCheck) -> str:
+    """`, largest error ...`; empty where there are no tensors."""
+    worst = worst_of((*check.comparisons, *check.inner))
+    if worst is None:
+        return ""
+    if isinf(worst.error):
+        return ", largest error infinite"
+    return f", largest error {worst.error:.2g} of its scale ({worst.tolerance:.1g} allowed)"
 
 
 def _outputs(check: QuickCheck) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from cli_run import Run
 from onnx_models import PARAMETERS, STATS, parse
 from torch import nn
 
 import bnfold
+from bnfold.wording import quick_line
 
 #: Inputs and outputs stay in float32, and the names stay, as converters leave them.
 FLOAT32 = f"""(float[N,3,8,8] x) => (float[N,4,6,6] y) <float[4,3,3,3] w, {PARAMETERS}>
@@ -61,6 +65,27 @@ def test_the_type_of_an_output_is_a_promise() -> None:
     checked = bnfold.verify(ir.from_proto(before), ir.from_proto(after))
     assert checked.failed
     assert checked.quick[0].comparisons[0].note == "the type changed from float32 to float16"
+    assert checked.culprit == "the first tensor that differs on cpu is y: the type changed from float32 to float16"
+    assert quick_line(checked.quick[0]).startswith("1 output, 0 inner tensors, largest error infinite; x 2x4")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("(float[N,4] x) => (float[N,4] y)", "(float16[N,4] x) => (float16[N,4] y)", "x: the input changed its type"),
+        ("(float[N,4] x) => (float[N,4] y)", "(float[N,4] z) => (float[N,4] y)", "x: the input is gone"),
+        ("(float[N,4] x) => (float[N,4] y)", "(float[N,4] x) => (float[N,4] z)", "y: the output is gone"),
+    ],
+)
+def test_what_cannot_be_compared_says_why(before: str, after: str, says: str, run: Run, tmp_path: Path) -> None:
+    for name, text in (("a", before), ("b", after)):
+        given, made = text.replace(")", "]").split("] ")[1][0], text[-2]
+        onnx.save(parse(f"{text} {{ {made} = Abs({given}) }}"), tmp_path / f"{name}.onnx")
+    done = run("verify", tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert done.code == 1
+    assert done.out.endswith(f"the first tensor that differs on cpu is {says}\n")
+    assert f"first at {says}" in " ".join(done.err.split())
+    assert "largest error infinite; nothing was run" in " ".join(done.err.split())
 
 
 def test_an_inner_tensor_that_becomes_a_whole_number_is_another() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bnfold.decision import Folded, Kept, Reduced
-from bnfold.wording import as_asked, count, local_line, provider_name, recalibrated, stage_line, worst_of
+from bnfold.wording import as_asked, count, largest_error, local_line, provider_name, recalibrated, stage_line
 from bnfold.wording_deployed import deployed_line, is_alarming
 
 if TYPE_CHECKING:
@@ -78,15 +78,12 @@ def _end_to_end(quick: QuickCheck) -> Item:
     """The tensors alone; decisions have a line of their own."""
     entries = [*quick.comparisons, *quick.inner]
     compared, different = sum(entry.compared for entry in entries), sum(entry.failed for entry in entries)
-    worst = worst_of(entries)
-    error = f", largest error {worst.error:.2g} of its scale ({worst.tolerance:.1g} allowed)" if worst else ""
     decided = quick.agreement is not None
     mood = _mood(
         passed=quick.passed or (decided and compared > 0), failed=different > 0 or (quick.failed and not decided)
     )
-    detail = (
-        f"{compared - different} of {count(compared, 'tensor')} agree{error}; {count(len(quick.runs), 'input size')}"
-    )
+    agree = f"{compared - different} of {count(compared, 'tensor')} agree{largest_error(quick)}"
+    detail = f"{agree}; {count(len(quick.runs), 'input size')}"
     return Item(f"end to end on {provider_name(quick.provider)}", mood, detail)
 
 
