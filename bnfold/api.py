@@ -87,7 +87,8 @@ def inspect(  # noqa: PLR0913
     Raises:
         UsageError: `only` or `keep` is no regular expression, `leftover` is no form; the file does not exist; `shapes`
             contradicts the model.
-        ModelError: The file is not an ONNX model that can be read; the module is in training mode, or does not run.
+        ModelError: The file is not an ONNX model that can be read; the nodes of a model in memory are out of order;
+            the module is in training mode, or does not run.
         MissingPackageError: onnxsim is wanted and not installed.
     """
     form = as_form(leftover)

@@ -63,7 +63,7 @@ def benchmark(  # noqa: PLR0913
 
     Raises:
         UsageError: A file does not exist, `shapes` contradicts the model, or there is no round.
-        ModelError: A file is not an ONNX model that can be read.
+        ModelError: A file is not an ONNX model that can be read, or the nodes of a model in memory are out of order.
         MissingPackageError, ProviderError: The models cannot be run there.
         DataError: No input can be made up, or one of `inputs` does not fit.
     """

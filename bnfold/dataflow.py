@@ -170,8 +170,8 @@ def coarsest_types(model: onnx.ModelProto, types: Mapping[str, str]) -> dict[str
 
 
 def coarsest_of(kinds: Iterable[str]) -> str:
-    """The floating-point type with the fewest digits."""
-    return max(kinds, key=_BY_FINENESS.index)
+    """The floating-point type with the fewest digits; float32 where there is none."""
+    return max(kinds, key=_BY_FINENESS.index, default="float32")
 
 
 def coarser(one: Mapping[str, str], other: Mapping[str, str]) -> set[str]:

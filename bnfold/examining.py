@@ -13,7 +13,6 @@ import numpy as np
 
 from bnfold.comparison import (
     TOLERANCE,
-    UNIT_ROUNDOFF,
     Noise,
     Scales,
     TensorComparison,
@@ -22,7 +21,7 @@ from bnfold.comparison import (
     measure_scales,
     movement,
 )
-from bnfold.dataflow import FLOATS
+from bnfold.dataflow import FLOATS, coarsest_of
 from bnfold.feeds import perturb
 from bnfold.probing import numpy_type
 from bnfold.slices import widened
@@ -104,11 +103,10 @@ def _folded(pair: Pair, names: Sequence[str], feeds: Arrays) -> Arrays:
 
     A tool that stores a model in float16 keeps its names.
     """
-    types = {name: pair.before.session.types[name] for name in pair.inner if name in names}
     found = pair.after.session.run(names, feeds)
-    for name, kind in types.items():
-        if found[name].dtype.name != kind and found[name].dtype.name in FLOATS:
-            found[name] = found[name].astype(numpy_type(kind))
+    for name in set(found).intersection(pair.inner):
+        if found[name].dtype.name in FLOATS:
+            found[name] = found[name].astype(numpy_type(pair.before.session.types[name]), copy=False)
     return found
 
 
@@ -145,6 +143,4 @@ def _moves(pair: Pair, name: str, was: NDArray[np.generic], values: NDArray[np.g
 
 def coarsest(pair: Pair) -> str:
     """The coarsest floating-point type on the way to anything that is compared."""
-    return max(
-        (pair.accuracy(name) or "float64" for name in pair.compared), key=UNIT_ROUNDOFF.__getitem__, default="float32"
-    )
+    return coarsest_of(pair.accuracy(name) or "float64" for name in pair.compared)

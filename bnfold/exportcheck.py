@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnfold.comparison import UNIT_ROUNDOFF, compare, measure_noise
+from bnfold.dataflow import coarsest_of
 from bnfold.errors import ModelError, VerificationError
 from bnfold.feeds import perturb
 from bnfold.runtime import open_session
@@ -61,7 +62,7 @@ def _differs(how: str, where: str) -> VerificationError:
 
 def _coarsest(feeds: Mapping[str, NDArray[Any]]) -> str:
     floating = [a.dtype.name for a in feeds.values() if a.dtype.name in UNIT_ROUNDOFF]
-    return max(floating, key=UNIT_ROUNDOFF.__getitem__, default="float32")
+    return coarsest_of(floating)
 
 
 def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], where: str) -> Arrays:

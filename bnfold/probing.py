@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bnfold.comparison import UNIT_ROUNDOFF
-from bnfold.dataflow import FLOATS, Dataflow, coarser, descendants, trace
+from bnfold.dataflow import FLOATS, Dataflow, coarser, coarsest_of, descendants, trace
 from bnfold.runtime import Session, name_nodes, open_session
 
 if TYPE_CHECKING:
@@ -67,7 +66,8 @@ class Pair:
     def accuracy(self, name: str) -> str | None:
         """The coarsest floating-point type on the way to a value in either model; None where no such type is known."""
         flows = (self.before.flow, self.after.flow)
-        return max((flow.coarsest[name] for flow in flows if name in flow.coarsest), key=_roundoff, default=None)
+        kinds = [flow.coarsest[name] for flow in flows if name in flow.coarsest]
+        return coarsest_of(kinds) if kinds else None
 
     @property
     def coarser(self) -> tuple[str, ...]:
@@ -170,7 +170,3 @@ def numpy_type(kind: str) -> np.dtype[Any]:
     import onnx  # noqa: PLC0415
 
     return onnx.helper.tensor_dtype_to_np_dtype(element_number(kind))
-
-
-def _roundoff(kind: str) -> float:
-    return UNIT_ROUNDOFF[kind]

@@ -86,11 +86,12 @@ class QuickCheck:
         return self.proves and not self.failed
 
     @property
-    def incomparable(self) -> str:
-        """Why the first tensor that differs cannot be compared at all; empty where it can, or nothing differs."""
+    def first_difference(self) -> str:
+        """The first tensor that differs, and why it cannot be compared where it cannot; empty when nothing differs."""
         entries = (*self.comparisons, *self.inner)
         first = next((entry for entry in entries if entry.failed and entry.name == self.first_divergence), None)
-        return first.note if first is not None and isinf(first.error) else ""
+        why = f": {first.note}" if first is not None and isinf(first.error) and first.note else ""
+        return f"{self.first_divergence or ''}{why}"
 
 
 def quick_check(  # noqa: PLR0913

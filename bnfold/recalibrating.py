@@ -136,7 +136,8 @@ def recalibrate(  # noqa: PLR0913
 
     Raises:
         UsageError: An option contradicts itself; the file does not exist.
-        ModelError: The file is not an ONNX model that can be read, or the module is in training mode.
+        ModelError: The file is not an ONNX model that can be read, the nodes of a model in memory are out of order, or
+            the module is in training mode.
         DataError: The batches do not fit the model, are none, too few, or lead to values that are not finite.
         MissingPackageError: onnxruntime is not installed, or Pillow for images.
         MachineError: The model cannot be run here, the disk is full, or another process has ended.

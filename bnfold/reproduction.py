@@ -78,6 +78,7 @@ def reproduce(  # noqa: PLR0913
 
     Raises:
         UsageError: Nothing differs that could be cut out; or the folder holds something.
+        ModelError: As `verify`.
         MachineError: The disk is full, or the folder may not be written.
     """
     check_folder(folder)

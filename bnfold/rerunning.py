@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnfold.comparison import UNIT_ROUNDOFF, TensorComparison, compare, measure_noise
+from bnfold.comparison import TensorComparison, compare, measure_noise
 from bnfold.data import read_inputs
 from bnfold.dataflow import coarsest_of, coarsest_types
 from bnfold.deployed import Moved
@@ -104,7 +104,7 @@ class Rerun:
     def _noise(self) -> tuple[Mapping[str, Noise | None], ...]:
         """In every run, how far rounding moves the original's outputs."""
         session = self.opener(self.models[0], self.provider)
-        coarsest = max(self.accuracy.values(), key=UNIT_ROUNDOFF.__getitem__, default="float32")
+        coarsest = coarsest_of(self.accuracy.values())
         noises = []
         for feeds, values in zip(self.feeds, self.verified[0], strict=True):
             moved = session.run(self.names, perturb(feeds, coarsest) | {name: feeds[name] for name in self.held})
@@ -116,7 +116,7 @@ class Rerun:
     ) -> TensorComparison:
         if name.endswith(COMPUTED):
             return compare_codes(name.removesuffix(COMPUTED), old, new)
-        accuracy = max(self.accuracy.get(name, coarser), coarser, key=UNIT_ROUNDOFF.__getitem__)
+        accuracy = coarsest_of((self.accuracy.get(name, coarser), coarser))
         known = name in self.accuracy or coarser != "float64"
         return compare(name, old, new, accuracy=accuracy if known else None, noise=noise)
 

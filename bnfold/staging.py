@@ -59,9 +59,10 @@ def judge_stages(repeat: Repeat, before: onnx.ModelProto, after: onnx.ModelProto
 def shared_values(check: QuickCheck, before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
     """The floating-point values that were compared, and that nodes of both graphs compute in the same type."""
     computed = [{name for node in model.graph.node for name in node.output} for model in (before, after)]
-    names = [entry.name for entry in (*check.inner, *check.comparisons) if entry.dtype in UNIT_ROUNDOFF]
-    types = [infer_types(model) for model in (before, after)]
-    return [n for n in names if n in computed[0] & computed[1] and types[0].get(n) == types[1].get(n, types[0].get(n))]
+    types = infer_types(after)
+    entries = [entry for entry in (*check.inner, *check.comparisons) if entry.dtype in UNIT_ROUNDOFF]
+    alike = [entry.name for entry in entries if types.get(entry.name, entry.dtype) == entry.dtype]
+    return [name for name in alike if name in computed[0] & computed[1]]
 
 
 def staged(model: onnx.ModelProto, held: Mapping[str, str], shown: Sequence[str]) -> onnx.ModelProto:

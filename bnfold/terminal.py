@@ -224,8 +224,7 @@ def _checks(verification: Verification | None) -> Iterator[tuple[str, str]]:
         if quick.agreement is not None:
             yield "decisions", str(quick.agreement)
         if quick.first_divergence is not None:
-            why = f": {quick.incomparable}" if quick.incomparable else ""
-            yield "differs", f"first at {quick.first_divergence}{why}"
+            yield "differs", f"first at {quick.first_difference}"
         yield from setting_lines(quick)
         yield from (("note", note) for note in quick.notes)
     if verification.culprit:

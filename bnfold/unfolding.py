@@ -59,7 +59,8 @@ def unfold(
 
     Raises:
         UsageError: There is no manifest; `only` is no regular expression, matches nothing, or comes with `every`.
-        ModelError: The manifest cannot be read, belongs to another model, or the model was changed since.
+        ModelError: The manifest cannot be read, belongs to another model, or the model was changed since; as `load`; or
+            the nodes of a model in memory are out of order.
     """
     if only is not None and every:
         raise UsageError("to undo only some folds and to undo all contradict each other", remedy="leave out one")

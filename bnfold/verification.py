@@ -61,8 +61,7 @@ class Verification:
             if quick.agreement is not None and quick.agreement.failed and not tensors_differ:
                 return f"on {quick.provider} {quick.agreement}"
             if quick.failed:
-                why = f": {quick.incomparable}" if quick.incomparable else ""
-                return f"the first tensor that differs on {quick.provider} is {quick.first_divergence}{why}"
+                return f"the first tensor that differs on {quick.provider} is {quick.first_difference}"
         if self.deployed_failure is not None and self.deployed_failure.deployed is not None:
             return f"on {self.deployed_failure.provider} {self.deployed_failure.deployed.failure}"
         return ""

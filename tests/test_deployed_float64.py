@@ -80,6 +80,28 @@ def test_an_output_that_is_computed_through_float16_has_its_scale() -> None:
     assert rerun.accuracy == {"y": "float16", "z": "float32"}
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_coarsest_type_in_either_model_counts(turned: bool) -> None:
+    fine = parse("(float[n, 8] x) => (float[n, 8] y) { y = Sin (x) }")
+    coarse = parse("(float[n, 8] x) => (float[n, 8] y) { h = Cast <to = 10> (x) g = Cast <to = 1> (h) y = Sin (g) }")
+    before, after = (coarse, fine) if turned else (fine, coarse)
+    rerun = prepare_rerun(quick_check(before, after), before, after, seed=0, data=None, fixed={})
+    assert rerun.accuracy == {"y": "float16"}
+
+
+def test_whole_numbers_of_whole_numbers_have_no_accuracy() -> None:
+    whole = parse("(float[n, 8] x, int64[n, 8] i) => (float[n, 8] y, int64[n, 8] k) { y = Sin (x) k = Abs (i) }")
+    rounds = parse(
+        "(float[n, 8] x, int64[n, 8] i) => (float[n, 8] y, int64[n, 8] k) { y = Sin (x) k = Cast <to = 7> (x) }"
+    )
+    check = quick_check(whole, whole)
+    for after in (whole, rounds):
+        rerun = prepare_rerun(check, whole, after, seed=0, data=None, fixed={})
+        assert rerun.accuracy == {"y": "float32"}
+    back = prepare_rerun(check, rounds, whole, seed=0, data=None, fixed={})
+    assert back.accuracy == {"y": "float32", "k": "float32"}
+
+
 STEEP = "(float[n, 8] x) => (float[n, 8] y) <float[1] steep = {1000.0}> { s = Mul (x, steep) y = Sin (s) }"
 
 

@@ -190,6 +190,16 @@ def test_every_floating_point_output_can_have_a_metric(kind: str, number: int) -
     assert choose_metric("top1", None, model) == Metric("top1", "y")
 
 
+def test_an_output_that_became_whole_numbers_is_counted_and_no_crash() -> None:
+    head = "(float[N,4] x, int64[N,4] k) =>"
+    before = parse(f"{head} (float[N,4] y) {{ y = Identity(x) }}")
+    after = parse(f"{head} (int64[N,4] y) {{ y = Identity(k) }}")
+    data = [{"x": np.eye(4, dtype=np.float32), "k": np.eye(4, dtype=np.int64)}]
+    source = as_source(data, read_inputs(before))
+    found = measure(Metric("top1", "y"), before, after, provider="cpu", data=source, fixed={})
+    assert found.count == Count(4, 4, 4)
+
+
 def test_progress_tells_where_it_is() -> None:
     before, after = pair("N,4", np.zeros((1, 4)))
     source = as_source([{"x": np.eye(4, dtype=np.float32)}] * 2, read_inputs(before))

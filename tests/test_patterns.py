@@ -126,6 +126,8 @@ def test_where_the_original_is_not_finite_a_pattern_shows_nothing() -> None:
     before = "n = Abs(x) y = Div(x, n)"
     after = "<float tiny> { a = Abs(x) n = Add(a, tiny) y = Div(x, n) }"
     assert check(after, before, tiny=1e-30).passed
+    inside = "n = Abs(x) d = Div(x, n) y = Relu(d)"
+    assert check(f"{{ {inside} }}", inside).passed
 
 
 def test_a_folded_model_that_is_not_finite_on_a_pattern_fails() -> None:

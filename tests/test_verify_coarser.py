@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,15 @@ import pytest
 import torch
 from cli_run import Run
 from onnx_models import PARAMETERS, STATS, parse
+from spoilt_sessions import opener
 from torch import nn
 
 import bnfold
+from bnfold import torch_deployed
+from bnfold.comparison import TensorComparison
+from bnfold.frontends.onnx_files import in_memory
+from bnfold.quickcheck import QuickCheck, quick_check
+from bnfold.staging import shared_values
 from bnfold.wording import quick_line
 
 #: Inputs and outputs stay in float32, and the names stay, as converters leave them.
@@ -45,6 +52,13 @@ def test_a_model_that_was_stored_in_float16_agrees_and_the_report_says_how_much_
     )
 
 
+def test_a_stage_ends_in_values_of_the_same_type_alone() -> None:
+    before, after = map(in_memory, both())
+    check = quick_check(before, after)
+    assert shared_values(check, before, after) == ["y"]
+    assert shared_values(quick_check(before, before), before, before) == ["c", "b", "y"]
+
+
 def test_what_is_off_by_more_than_float16_allows_fails_where_it_is_wrong() -> None:
     checked = bnfold.verify(*both(off=0.3))
     assert checked.failed
@@ -55,6 +69,7 @@ def test_a_model_that_was_stored_in_float32_is_judged_by_what_it_was() -> None:
     coarse, fine = reversed(both()), reversed(both(off=0.3))
     (check,) = bnfold.verify(*coarse).quick
     assert check.passed
+    assert {entry.tolerance for entry in (*check.inner, *check.comparisons)} == {2.0**-5}
     assert not any(note.startswith("The second model computes") for note in check.notes)
     assert bnfold.verify(*fine).failed
 
@@ -114,18 +129,64 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
 
 
-@pytest.mark.parametrize(("off", "passes"), [(0.0, True), (0.3, False)])
-def test_a_module_and_its_onnx_model_in_float16(off: float, passes: bool) -> None:
-    net = small()
-    conv, norm = net[0], net[1]
+def stored(net: nn.Module, text: str = FLOAT16, off: float = 0.0) -> ir.Model:
+    """The network's numbers in one of the models, with a beta that is off by so much."""
+    conv, norm = net.get_submodule("0"), net.get_submodule("1")
     state = {
         "w": conv.weight, "gamma": norm.weight, "beta": norm.bias + off, "mean": norm.running_mean - conv.bias,
         "var": norm.running_var,
     }  # fmt: skip
-    model = parse(FLOAT16, values={name: np.asarray(tensor.detach()) for name, tensor in state.items()})
-    (check,) = bnfold.verify(net, ir.from_proto(model), example_inputs=(torch.randn(2, 3, 8, 8),)).quick
+    return ir.from_proto(parse(text, values={name: np.asarray(tensor.detach()) for name, tensor in state.items()}))
+
+
+@pytest.mark.parametrize(("off", "passes"), [(0.0, True), (0.3, False)])
+def test_a_module_and_its_onnx_model_in_float16(off: float, passes: bool) -> None:
+    net, example = small(), (torch.randn(2, 3, 8, 8),)
+    (check,) = bnfold.verify(net, stored(net, off=off), example_inputs=example).quick
     assert check.passed is passes
     assert any(note.startswith("The second model computes 1 tensor through float16") for note in check.notes)
-    same = parse(FLOAT32, values={name: np.asarray(tensor.detach()) for name, tensor in state.items()})
-    (fine,) = bnfold.verify(net, ir.from_proto(same), example_inputs=(torch.randn(2, 3, 8, 8),)).quick
+    (fine,) = bnfold.verify(net, stored(net, FLOAT32), example_inputs=example).quick
     assert not any(note.startswith("The second model computes") for note in fine.notes)
+
+
+@pytest.mark.parametrize(("moved", "wrong"), [(0.01, False), (0.3, True)])
+def test_as_deployed_a_model_in_float16_may_move_by_what_float16_allows(
+    monkeypatch: pytest.MonkeyPatch, moved: float, wrong: bool
+) -> None:
+    asked: list[object] = []
+
+    def judge(*given: object) -> None:
+        asked.append(given[-1])
+
+    monkeypatch.setattr(
+        torch_deployed,
+        "open_session",
+        opener(lambda to: (lambda _name, values: values * np.float32(1 + moved)) if to.optimised else None),
+    )
+    monkeypatch.setattr(torch_deployed, "verdict_on", judge)
+    example = (torch.randn(2, 3, 8, 8),)
+    (check,) = bnfold.verify(small(), stored(small()), example_inputs=example).quick
+    assert check.passed  # without the optimiser
+    assert check.deployed is not None
+    assert check.deployed.failed is wrong
+    assert set(asked) == ({"float16"} if wrong else set())
+
+
+def test_a_model_that_cannot_be_run_has_no_limits_to_speak_of() -> None:
+    text = FLOAT16.replace("[N,3,8,8] x", "[N,5,8,8] x").replace("[4,3,3,3]", "[4,5,3,3]")
+    (check,) = bnfold.verify(small(), ir.from_proto(parse(text)), example_inputs=(torch.randn(2, 3, 8, 8),)).quick
+    assert not check.passed
+    assert not any(note.startswith("The second model computes") for note in check.notes)
+
+
+@pytest.mark.parametrize(("note", "error", "said"), [("gone", np.inf, "y: gone"), ("", np.inf, "y"), ("far", 0.1, "y")])
+def test_the_first_difference_has_a_reason_only_where_nothing_can_be_compared(
+    note: str, error: float, said: str
+) -> None:
+    """Nor another tensor's, or that of a run in which it passed."""
+    first = TensorComparison("y", (1,), "float32", error, 1.0, 1e-3, note=note)
+    entries = (replace(first, name="z", note="new"), replace(first, passed=True, error=0.0), first)
+    check = QuickCheck("cpu", entries, (), (), (), "y", failed=True, proves=True)
+    assert check.first_difference == said
+    passed = replace(check, comparisons=(), first_divergence=None, failed=False)
+    assert passed.first_difference == ""

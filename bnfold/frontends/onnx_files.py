@@ -34,7 +34,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
 
     Raises:
         UsageError: There is no such file, or it is a folder.
-        ModelError: It is not an ONNX model, it is cut off, or its external data is missing.
+        ModelError: It is not an ONNX model, it is cut off, its external data is missing, its nodes read each other in
+            a circle, or a body hands out what it does not compute.
         MachineError: The file may not be read.
     """
     file = Path(path)

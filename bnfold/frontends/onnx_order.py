@@ -15,23 +15,21 @@ from bnfold.frontends.onnx_scopes import bodies
 
 
 def sort(model: ir.Model, where: str) -> None:
-    """Sort the nodes of every graph, bodies and functions included, that is out of order; the others stay as they are.
+    """Sort the nodes of every graph, bodies and functions included; those that are in order keep it.
 
     Raises:
         ModelError: A node reads what is computed from its own output; or as `require_own_outputs`.
     """
     require_own_outputs(model, where)
-    for graph in _graphs(model):
-        if _first_too_early(graph, set()) is None:
-            continue
-        try:
+    try:
+        for graph in _graphs(model):
             graph.sort()
-        except ValueError as error:
-            raise ModelError(
-                "its nodes read each other in a circle, so that none can be computed first",
-                where=where,
-                remedy="export it again",
-            ) from error
+    except ValueError as error:
+        raise ModelError(
+            "its nodes read each other in a circle, so that none can be computed first",
+            where=where,
+            remedy="export it again",
+        ) from error
 
 
 def require_order(model: ir.Model, where: str) -> None:
